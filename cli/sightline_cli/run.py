@@ -16,6 +16,7 @@ from sightline_chassis.sections import TraceSettings
 from sightline_chassis.settings import load_settings
 from sightline_chassis.shipped import shipped
 from sightline_trainer.connections import ClientTls, Connection, Connections
+from sightline_trainer.files import read_json, write_json
 from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.run_queue import recipes_in
 
@@ -63,6 +64,7 @@ def run(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with ExitStack() as stack:
+        recipe = without_started(recipe, directory)
         recipe, known = connected_to(recipe, sampler, scorer, connections)
         recipe = taking_turns(recipe)
         settings = local_services(recipe, directory / "services")
@@ -74,6 +76,7 @@ def run(
         stack.callback(traces.end)
         recipe = with_data(recipe, directory / "data")
         addresses = {service: processes.wait(service).grpc for service in settings}
+        write_json(directory / STARTED, addresses)
         recipe = with_values(
             recipe, sampling={"address": addresses.get("sampler")}, reward={"address": addresses.get("scorer")}
         )
@@ -83,6 +86,22 @@ def run(
             raise KeyboardInterrupt(f"to resume, give the same command with --run {directory}") from None
     if not as_json:
         Console().print(f"[bold]everything[/bold] {directory}/   sightline report {directory}", soft_wrap=True)
+
+
+STARTED = "services/started.json"
+"""File in a run's directory: addresses of the services that `sightline run` started for it."""
+
+
+def without_started(recipe: Recipe, directory: Path) -> Recipe:
+    """A run's own recipe without the addresses of services that an earlier `sightline run` started for it: they ended
+    with it."""
+    started = read_json(directory / STARTED) or {}
+    sampling, reward = recipe.sampling, recipe.reward
+    if sampling.address is not None and sampling.address == started.get("sampler"):
+        sampling = sampling.model_copy(update={"address": None})
+    if reward.address is not None and reward.address == started.get("scorer"):
+        reward = reward.model_copy(update={"address": None})
+    return recipe.model_copy(update={"sampling": sampling, "reward": reward})
 
 
 def connected_to(

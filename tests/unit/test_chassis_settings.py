@@ -95,6 +95,7 @@ def test_mappings_merge(tmp_path: Path) -> None:
         ("server: 3", (), ("server = 3",)),
         ("", ("server=3",), ("server = 3", "--set server")),
         ("label: 3", ("label.x=3",), ("label is a value, not a section",)),
+        ("", ('others."a.b:c".pth=x',), ("others.a.b:c.pth is unknown", "did you mean others.a.b:c.path?")),
         ("", ("label",), ("must look like section.key=value",)),
         ("- a", (), ("must hold a mapping",)),
         ("a: [", (), ("is not YAML at line 1",)),

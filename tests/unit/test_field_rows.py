@@ -263,12 +263,12 @@ def test_a_dataset_without_a_picture_says_so(folder: Path, gate: RowGate) -> Non
 
 def test_an_iteration_without_a_picture_says_so() -> None:
     gone = [{"prompt_id": f"p{n}", "reason": "IMAGE_FILE_UNREADABLE", "message": f"no {n}.png"} for n in range(40)]
-    error = no_pairs(2, 40, {"pairs": 0}, gone)
+    error = no_pairs(2, 40, {"pairs": 0}, gone, {})
     assert error.reason == "IMAGE_FILE_UNREADABLE"
     assert "iteration 2: no image of 40 could be read: 40 IMAGE_FILE_UNREADABLE; the first is p0: no 0.png" in str(
         error
     )
-    some = no_pairs(2, 41, {"pairs": 0, "prompt_small_gap": 1}, gone)
+    some = no_pairs(2, 41, {"pairs": 0, "prompt_small_gap": 1}, gone, {})
     assert (some.reason, "loosen `filters`" in str(some)) == ("NO_PAIRS", True)
     assert counts_of([*gone, {**gone[0], "source": "policy", "index": "1", "reason": "CANDIDATE_TOO_LONG"}]) == {
         "prompt_image_file_unreadable": 40, "candidate_too_long": 1,

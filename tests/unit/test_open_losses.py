@@ -30,6 +30,12 @@ def anchored(sides):
 class Loss:
     pass
 
+def two(chosen, rejected):
+    return chosen - rejected
+
+async def late(sides):
+    return sides.chosen
+
 NUMBER = 3
 """
 SIDES = Sides(0.5, torch.tensor([2.0, -1.0]), torch.tensor([1.0, 1.0]), torch.tensor([1.0, -2.0]))
@@ -71,8 +77,10 @@ def test_a_loss_by_place_is_read_and_comes_back_from_its_file(tmp_path: Path, th
     [
         ("'%s:Nothing': 1", "", "cannot be imported: AttributeError"),
         ("'no_such_module:loss': 1", "", "cannot be imported: ModuleNotFoundError"),
-        ("'%s:NUMBER': 1", "", "must be a function"),
-        ("'%s:Loss': 1", "", "must be a function"),
+        ("'%s:NUMBER': 1", "", "must be a plain function"),
+        ("'%s:Loss': 1", "", "must be a plain function"),
+        ("'%s:late': 1", "", "must be a plain function"),
+        ("'%s:two': 1", "", "it takes (chosen, rejected); it must take (sides)"),
         ("'%s:anchored': -1", "", "weights that train nothing"),
         ("anchored: 1", "", "dpo.loss names anchored; known are sigmoid"),
         ("'%s:anchored': 1", ", wpo: true", "dpo.wpo multiplies only TRL's losses"),
@@ -123,6 +131,16 @@ def test_a_failure_is_never_a_number(found: Any, words: str) -> None:
     with pytest.raises(PreconditionFailed, match=words) as caught:
         value("theirs", loss, SIDES)
     assert caught.value.reason == "LOSS_UNUSABLE"
+
+
+def test_a_loss_without_a_gradient_is_refused_where_one_is_needed() -> None:
+    chosen = SIDES.chosen.clone().requires_grad_()
+    sides = Sides(0.5, chosen, SIDES.rejected, chosen - SIDES.rejected)
+    with pytest.raises(PreconditionFailed, match="has no gradient, so it would train nothing") as caught:
+        value("theirs", lambda sides: sides.chosen.detach(), sides)
+    assert caught.value.reason == "LOSS_UNUSABLE"
+    with torch.no_grad():
+        assert value("theirs", lambda sides: sides.chosen * 2, sides).tolist() == [4.0, -2.0]
 
 
 def test_it_trains_as_our_own_loss_of_the_same_formula(tmp_path: Path, theirs: str) -> None:

@@ -17,8 +17,10 @@ from sightline_trainer.allowed import Allowed
 from sightline_trainer.candidates.guarded import GuardedSource
 from sightline_trainer.candidates.source import SourceRequest
 from sightline_trainer.connections import Connections
+from sightline_trainer.left_out import no_pairs
 from sightline_trainer.pairs.build import PairBuilder
 from sightline_trainer.pairs.guarded import filters_of, rules_of
+from sightline_trainer.pairs.rules import BestWorst
 from sightline_trainer.parts import NotImported
 from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.records.prompt import Prompt
@@ -26,7 +28,9 @@ from sightline_trainer.records.response import Response
 from sightline_trainer.records.score import Score
 from sightline_trainer.rewards.guarded import Guarded
 from sightline_trainer.rewards.judge import Judge
+from sightline_trainer.rollout import Rollout
 from sightline_trainer.runs import RunDirectory
+from sightline_trainer.session import _opened
 
 PLAIN = "name: plain\nmodel: m\ndata: {train: a, test: b}\n"
 PICTURE = WEIGHTS.parent / "world.png"
@@ -59,6 +63,23 @@ class FirstLast(RulePart):
 
 class Echo(CandidatePart):
     writes = ("echo",)
+
+class Silent(CandidatePart):
+    def open(self, context):
+        return None
+
+class Misspelt(FilterPart):
+    def candidat_fault(self, scored):
+        return "never asked"
+
+def two(images, texts):
+    return [0.0 for _ in texts]
+
+def turned(images, texts, prompts):
+    return [0.0 for _ in texts]
+
+def named(*, images, prompts, texts):
+    return [0.0 for _ in texts]
 
 NUMBER = 3
 """
@@ -121,7 +142,15 @@ def test_an_entry_point_names_a_part_too(tmp_path: Path, theirs: str, monkeypatc
     ("more", "words"),
     [
         ("filters: {'%s:NoDigits': {most: -1}}", "greater than or equal to 0"),
-        ("filters: {'%s:NoDigits': {least: 1}}", "NoDigits.least is unknown"),
+        ("filters: {'%s:NoDigits': {least: 1}}", "NoDigits.least = 1: unknown key (known here: most)"),
+        ("filters: {'%s:NoDigits': {mst: 1}}", "NoDigits.mst = 1: unknown key (did you mean most?)"),
+        ("filters: {'%s:Misspelt': {}}", "must define prompt_fault or group_fault or candidate_fault or pair_fault"),
+        ("candidates: {'%s:Echo': {}}", "must define open"),
+        ("candidates: {'%s:Silent': {}}", "must name the sources of its candidates in `writes`"),
+        ("reward: {terms: {'%s:two': {}}}", "it takes (images, texts); it must take (images, prompts, texts)"),
+        ("reward: {terms: {'%s:named': {}}}", "it takes (*, images, prompts, texts); it must take (images, prompts"),
+        ("reward: {terms: {'%s:turned': {}}}", "(images, prompts, texts), by position, in this order"),
+        ("filters: {theirs.gap: {}}", "a part of your own is named package.module:Name"),
         ("filters: {'%s:brevity': {}}", "must be a FilterPart"),
         ("filters: {'%s:Nothing': {}}", "cannot be imported: AttributeError"),
         ("filters: {'no_such_module:Nothing': {}}", "cannot be imported: ModuleNotFoundError"),
@@ -182,6 +211,13 @@ def test_a_function_marks_the_candidates_of_a_prompt() -> None:
     assert seen == [(Image.open(PICTURE).size, ["what ?", "what ?"], ["a", "bcd"])]
     assert [score.reward for score in marks(late, "a")] == [1.0]
 
+    class Later:
+        async def __call__(self, images: Any, prompts: Any, texts: Any) -> Any:
+            return [2.0 for _ in texts]
+
+    assert [score.reward for score in marks(Later(), "a")] == [2.0]
+    assert [score.reward for score in marks(lambda i, p, t: late(i, p, t), "a")] == [1.0]
+
 
 @pytest.mark.parametrize(
     ("answer", "errors"),
@@ -194,6 +230,8 @@ def test_a_function_marks_the_candidates_of_a_prompt() -> None:
         ([1.0, 2.0, 3.0], ["TERM_COUNT", "TERM_COUNT"]),
         (7.0, ["TERM_NO_NUMBER", "TERM_NO_NUMBER"]),
         ("ab", ["TERM_NO_NUMBER", "TERM_NO_NUMBER"]),
+        ({1.0, 2.0}, ["TERM_NO_NUMBER", "TERM_NO_NUMBER"]),
+        ({1.0: "a", 2.0: "b"}, ["TERM_NO_NUMBER", "TERM_NO_NUMBER"]),
         ([object(), 10**400], ["TERM_NO_NUMBER", "TERM_NO_NUMBER"]),
     ],
 )
@@ -211,6 +249,60 @@ def test_a_function_that_raises_marks_nobody_and_a_service_that_is_away_is_no_fa
 
     with pytest.raises(Unavailable):
         marks(away, "a")
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (raising, "the term theirs raised for prompt p"),
+        (lambda images, prompts, texts: [1.0], "the term theirs did not give one value for each text"),
+        (lambda images, prompts, texts: ["3", 2], "gave no list, or a value in it that is not a finite number"),
+    ],
+)
+def test_the_first_failure_of_a_term_is_logged(function: Any, words: str, caplog: pytest.LogCaptureFixture) -> None:
+    theirs = term(function)
+    for _ in range(2):
+        asyncio.run(theirs(PROMPT, candidates("a", "b"), version=0))
+    (record,) = caplog.records
+    assert words in record.getMessage()
+    assert bool(record.exc_info) == (function is raising)
+
+
+def test_an_iteration_without_a_reward_says_why_and_is_scored_again_without_new_candidates(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Words:
+        async def __call__(self, prompt: Prompt, ask: SourceRequest) -> list[Response]:
+            asked.append(prompt.id)
+            return candidates("a", "b c")
+
+    class Gate:
+        def asked(self, prompt: Prompt) -> None: ...
+
+        def rendered(self, prompt: Prompt, each: Response) -> None: ...
+
+        def candidate(self, each: Response) -> None: ...
+
+    rollout = Rollout(tmp_path)
+
+    def built(function: Any) -> PairBuilder:
+        judge = Judge({"theirs": (term(function), 1.0)}, "sum")
+        more = {"iteration": 1, "version": 0, "in_flight": 2, "progress": lambda done, total: None}
+        asyncio.run(rollout.collect([PROMPT], [Words()], judge, Gate(), **more))  # type: ignore[arg-type]
+        builder = PairBuilder({}, {"best_worst": BestWorst()}, iteration=1)
+        list(builder.build({"p": PROMPT}, rollout.read()))
+        return builder
+
+    builder = built(lambda images, prompts, texts: [1.0])
+    assert builder.unscored == {"TERM_COUNT": 2}
+    error = no_pairs(1, 1, builder.counts, [], builder.unscored)
+    assert error.reason == "NOTHING_SCORED"
+    assert "no candidate has a reward (TERM_COUNT 2); correct reward.terms" in str(error)
+    rollout.forget_scores()
+    assert not rollout.complete([PROMPT])
+    builder = built(lambda images, prompts, texts: [float(len(text)) for text in texts])
+    assert (builder.counts["pairs"], builder.unscored) == (1, {})
+    assert asked == ["p"]
 
 
 def test_a_candidate_without_a_mark_has_no_reward_whatever_other_terms_say() -> None:
@@ -238,14 +330,39 @@ def test_filters_and_rules_that_fail_let_nothing_through(tmp_path: Path, theirs:
 
 
 @pytest.mark.parametrize(
-    "answer", [["text"], [Response("other", 0, "a", [1])], [Response("p", 4, "a", [1])], RuntimeError("broken")]
+    ("answer", "words"),
+    [
+        (["text"], "which is not a Response"),
+        ([Response("other", 0, "a", [1], source="echo")], "a candidate of the prompt 'other'"),
+        ([Response("p", 4, "a", [1], source="echo")], "numbered its candidate 4"),
+        ([Response("p", 0, "a", [1])], "of the source 'policy', which its `writes` does not name"),
+        (RuntimeError("broken"), "raised RuntimeError: broken"),
+    ],
 )
-def test_a_source_that_fails_costs_its_prompt(answer: Any) -> None:
+def test_a_source_that_fails_costs_its_prompt(answer: Any, words: str, caplog: pytest.LogCaptureFixture) -> None:
     async def source(prompt: Prompt, ask: SourceRequest) -> Any:
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    with pytest.raises(InvalidInput) as caught:
-        asyncio.run(GuardedSource("theirs", source)(PROMPT, SourceRequest(1, 0)))
-    assert caught.value.reason == "CANDIDATE_NOT_WRITTEN"
+    guarded = GuardedSource("theirs", source, ("echo",))
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match=words) as caught:
+            asyncio.run(guarded(PROMPT, SourceRequest(1, 0)))
+        assert caught.value.reason == "CANDIDATE_NOT_WRITTEN"
+    assert len(caplog.records) == 1  # of the first
+
+
+def test_a_source_that_is_not_async_is_told_so() -> None:
+    plain: Any = lambda prompt, ask: [Response("p", 0, "a", [1], source="echo")]  # noqa: E731
+    with pytest.raises(InvalidInput, match="define it by `async def`"):
+        asyncio.run(GuardedSource("theirs", plain, ("echo",))(PROMPT, SourceRequest(1, 0)))
+
+
+def test_a_part_that_cannot_be_opened_is_named() -> None:
+    part = SimpleNamespace(open=lambda context: {}["file"])
+    with pytest.raises(
+        PreconditionFailed, match="theirs cannot be opened: KeyError: 'file'; correct the part"
+    ) as caught:
+        _opened("theirs", part, SimpleNamespace())  # type: ignore[arg-type]
+    assert caught.value.reason == "PART_UNUSABLE"

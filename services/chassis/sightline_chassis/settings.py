@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ S = TypeVar("S", bound=Section)
 
 # A refusal is sent in a status, which is short: no line begins after this many characters.
 _MOST_LINES, _MOST_LETTERS, _ENOUGH_LETTERS = 20, 300, 800
+_KEY = re.compile(r'"[^"]*"|[^.]+')
 _SECRET_WORDS = {"token", "tokens", "secret", "secrets", "password", "passwords"}
 
 
@@ -165,7 +167,12 @@ def _flags(overrides: Sequence[str]) -> Iterator[tuple[Keys, str, str]]:
         path, equals, text = override.partition("=")
         if not equals or not path.strip():
             raise SettingsError(f"--set {override[:_MOST_LETTERS]}: must look like section.key=value")
-        yield tuple(path.strip().split(".")), text, f"--set {path.strip()[:_MOST_LETTERS]}"
+        yield _split(path.strip()), text, f"--set {path.strip()[:_MOST_LETTERS]}"
+
+
+def _split(path: str) -> Keys:
+    """The keys of a dotted path; a key with dots of its own is in double quotes."""
+    return tuple(key.strip('"') for key in _KEY.findall(path)) if '"' in path else tuple(path.split("."))
 
 
 def _parse(text: str, origin: str) -> Any:

@@ -65,9 +65,18 @@ def counts_of(dropped: Iterable[Mapping[str, str]]) -> Counter[str]:
 
 
 def no_pairs(
-    iteration: int, prompts: int, counts: Mapping[str, int], dropped: Sequence[Mapping[str, str]]
+    iteration: int,
+    prompts: int,
+    counts: Mapping[str, int],
+    dropped: Sequence[Mapping[str, str]],
+    unscored: Mapping[str, int],
 ) -> PreconditionFailed:
-    """The error of an iteration without pairs: about its rows if none could be read, otherwise about its filters."""
+    """The error of an iteration without pairs: about its rows if none could be read, about its reward if no candidate
+    has one, otherwise about its filters.
+
+    Args:
+        unscored: candidates without a reward by reason, if no candidate has one; otherwise empty.
+    """
     gone = [each for each in dropped if "source" not in each]
     if len(gone) >= prompts:
         reasons = Counter(each["reason"] for each in gone)
@@ -75,9 +84,22 @@ def no_pairs(
             f"iteration {iteration}: {none_of(prompts, reasons)}: {summary_of(reasons, gone)}",
             reason=next(iter(reasons)) if len(reasons) == 1 else "NO_PROMPTS",
         )
+    if unscored:
+        return PreconditionFailed(
+            f"iteration {iteration} has no pair to learn from: {nothing_scored(unscored)}", reason="NOTHING_SCORED"
+        )
     return PreconditionFailed(
         f"iteration {iteration} has no pair to learn from: {dict(counts)}; loosen `filters` or sample more",
         reason="NO_PAIRS",
+    )
+
+
+def nothing_scored(reasons: Mapping[str, int]) -> str:
+    """That no candidate has a reward, and what to do."""
+    told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+    return (
+        f"no candidate has a reward ({told}); correct reward.terms (the log has the first failure of each third-party "
+        "term), then run it again"
     )
 
 

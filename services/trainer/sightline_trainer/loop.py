@@ -233,15 +233,18 @@ class Loop:
             )
             builder.counts.update(counts_of(dropped))
             fresh = builder.build({prompt.id: prompt for prompt in prompts}, rollout.read())
-            rows = chain(released.pairs(filters, builder.counts, known), fresh)
+            rows = chain(released.pairs(filters, builder, known), fresh)
             path = directory / "pairs.parquet"
             if not write_pairs(path, self._with_buffer(metrics.observed(rows, version), builder.counts, iteration)):
                 path.unlink()
                 dropped = [*dropped, *released.rollout.dropped()]
-                error = no_pairs(iteration, len(prompts) + len(released.rows), builder.counts, dropped)
-                if error.reason != "NO_PAIRS":  # an unmounted disk may be back when the run continues
-                    rollout.forget()
-                    released.rollout.forget()
+                total = len(prompts) + len(released.rows)
+                error = no_pairs(iteration, total, builder.counts, dropped, builder.unscored)
+                for each in (rollout, released.rollout):
+                    if error.reason == "NOTHING_SCORED":  # a term may be mended when the run continues
+                        each.forget_scores()
+                    elif error.reason != "NO_PAIRS":  # an unmounted disk may be back
+                        each.forget()
                 raise error
             write_json(directory / "pairs.json", builder.counts)
         counts = read_json(directory / "pairs.json")

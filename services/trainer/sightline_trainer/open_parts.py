@@ -11,6 +11,8 @@ only inspects a run imports nothing: there such a part is a `NotImported`, which
 from __future__ import annotations
 
 import importlib
+import inspect
+import logging
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -23,6 +25,8 @@ ALL: Final = ("*",)
 """Everything may be imported."""
 
 _PLACE: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+logger = logging.getLogger(__name__)
+
 _allowed: ContextVar[Collection[str]] = ContextVar("sightline_parts", default=())
 
 
@@ -54,6 +58,39 @@ def imported(name: str, group: str) -> Any:
         ValueError: it does not exist, or importing it fails; the message says why.
     """
     return _import(name, group) if permitted(name, _allowed.get()) else None
+
+
+def check_arguments(function: Any, *names: str) -> None:
+    """Check that a function can be called with these arguments, by position.
+
+    Raises:
+        ValueError: it takes others, or the same names in another order.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions of C have none
+        return
+    wanted, named = f"it must take ({', '.join(names)}), by position", f"it takes {signature}"
+    try:
+        given = signature.bind(*names).arguments
+    except TypeError:
+        raise ValueError(f"{named}; {wanted}") from None
+    if any(name in names and given[name] != name for name in given):
+        raise ValueError(f"{named}; {wanted}, in this order")
+
+
+class Failures:
+    """Logs a part's first failure of each kind: a part that fails mostly fails for every prompt."""
+
+    def __init__(self, part: str) -> None:
+        self.part = part
+        self._told: set[str] = set()
+
+    def tell(self, kind: str, what: str, *, traceback: bool = False) -> None:
+        """Log it, with the traceback of the current exception if asked for."""
+        if kind not in self._told:
+            self._told.add(kind)
+            logger.warning("%s %s", self.part, what, exc_info=traceback)
 
 
 @cache

@@ -17,7 +17,8 @@ location or entry point (see `open_parts`). Other names are refused, with a list
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar
@@ -54,11 +55,13 @@ class Kind:
     Attributes:
         group: group of the entry points.
         base: what a part must be a subclass of.
+        methods: a part must define one of these.
         of_function: makes a part from a plain function, if the kind supports that.
     """
 
     group: str
     base: type[Part]
+    methods: tuple[str, ...] = ()
     of_function: Callable[[Callable[..., Any]], type[Part]] | None = None
 
     def part(self, name: str) -> type[Part] | None:
@@ -68,12 +71,27 @@ class Kind:
             ValueError: it cannot be imported, or is not a part of this kind.
         """
         found = imported(name, self.group)
-        if found is None or (isinstance(found, type) and issubclass(found, self.base)):
+        if found is None:
+            return None
+        if isinstance(found, type) and issubclass(found, self.base):
+            if fault := self._fault(found):
+                raise ValueError(f"{name} {fault}")
             return found
         if self.of_function is not None and callable(found) and not isinstance(found, type):
-            return self.of_function(found)
+            try:
+                return self.of_function(found)
+            except ValueError as error:
+                raise ValueError(f"{name} cannot be used: {error}") from None
         wanted = f"a {self.base.__name__}" + (" or a function" if self.of_function else "")
         raise ValueError(f"{name} is {found!r:.80}, and must be {wanted}")
+
+    def _fault(self, part: type[Part]) -> str | None:
+        """Why a class cannot work, or None."""
+        if self.methods and all(getattr(part, each) is getattr(self.base, each) for each in self.methods):
+            return f"must define {' or '.join(self.methods)}"
+        if getattr(part, "writes", None) == ():
+            return "must name the sources of its candidates in `writes`"
+        return None
 
 
 class Parts(Table):
@@ -92,12 +110,13 @@ class Parts(Table):
         parts = {name: {} if part in (None, True) else part for name, part in value.items() if part is not False}
         faults: list[InitErrorDetails] = []
         for name in [name for name in parts if name not in cls.model_fields]:
+            settings = parts[name]
             try:
-                parts[name] = cls._open(name, parts[name])
+                parts[name] = cls._open(name, settings)
             except pydantic.ValidationError as error:
-                faults += _below(name, error)
+                faults += _below(name, error, cls._known(name, settings))
             except ValueError as error:
-                faults.append(_fault(name, str(error), parts[name]))
+                faults.append(_fault(name, str(error), settings))
         if faults:
             raise pydantic.ValidationError.from_exception_data(cls.__name__, faults)
         return parts
@@ -106,14 +125,28 @@ class Parts(Table):
     def _open(cls, name: str, settings: Any) -> Part:
         if isinstance(settings, Part):
             return settings
+        made = cls._class(name, settings)
+        if made is not None:
+            return made.model_validate(settings)
+        if "." in name:
+            raise ValueError("it is unknown; a part of your own is named package.module:Name")
+        raise pydantic.ValidationError.from_exception_data(
+            cls.__name__, [InitErrorDetails(type="extra_forbidden", loc=(), input=settings)]
+        )
+
+    @classmethod
+    def _class(cls, name: str, settings: Any) -> type[Part] | None:
+        """The class of a part that is not in the registry; None if nothing has this name."""
         again = settings.get("part") if isinstance(settings, dict) else None
         if isinstance(again, str) and again in cls.registry:
-            return _again(cls.registry[again], again).model_validate(settings)
-        if not is_open(name, cls.kind.group):
-            raise pydantic.ValidationError.from_exception_data(
-                cls.__name__, [InitErrorDetails(type="extra_forbidden", loc=(), input=settings)]
-            )
-        return (cls.kind.part(name) or NotImported).model_validate(settings)
+            return _again(cls.registry[again], again)
+        return (cls.kind.part(name) or NotImported) if is_open(name, cls.kind.group) else None
+
+    @classmethod
+    def _known(cls, name: str, settings: Any) -> list[str]:
+        """The keys of such a part."""
+        made = cls._class(name, settings)
+        return [] if made is None else list(made.model_fields)
 
     @model_serializer(mode="wrap")
     def _present(self, handler: Any) -> dict[str, Any]:
@@ -151,11 +184,19 @@ def _again(part: type[Part], name: str) -> type[Part]:
     return create_model(part.__name__, __base__=(part, Again), __module__=__name__, part=said)
 
 
-def _below(name: str, error: pydantic.ValidationError) -> Iterator[InitErrorDetails]:
-    """The errors of a part's settings, with the part's name before their keys."""
+def _below(name: str, error: pydantic.ValidationError, known: Sequence[str]) -> Iterator[InitErrorDetails]:
+    """The errors of a part's settings, with the part's name before their keys.
+
+    Args:
+        known: the part's keys.
+    """
     for one in error.errors(include_url=False):
         loc = (name, *one["loc"])
-        if one["type"] == "extra_forbidden":
+        if one["type"] == "extra_forbidden" and len(one["loc"]) == 1:
+            close = difflib.get_close_matches(str(one["loc"][0]), known, n=1)
+            said = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known) or 'none'}"
+            yield _fault(loc, f"unknown key ({said})", one["input"])
+        elif one["type"] == "extra_forbidden":
             yield InitErrorDetails(type="extra_forbidden", loc=loc, input=one["input"])
         else:
             yield _fault(loc, one["msg"].removeprefix("Value error, "), one["input"])

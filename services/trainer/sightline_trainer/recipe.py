@@ -21,7 +21,7 @@ from sightline_trainer.contradictions import contradictions
 from sightline_trainer.model_processor import ModelProcessor
 from sightline_trainer.open_parts import ALL, importing
 from sightline_trainer.pairs import FILTERS, RULES
-from sightline_trainer.pairs.filter import FilterPart
+from sightline_trainer.pairs.filter import FAULTS, FilterPart
 from sightline_trainer.pairs.rule import RulePart
 from sightline_trainer.parts import Kind, Parts, parts_of
 from sightline_trainer.places import located
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     Filters = Parts
     Pairing = Parts
 else:
-    Candidates = parts_of("Candidates", CANDIDATES, Kind("sightline.sources", CandidatePart))
-    Terms = parts_of("Terms", REWARDS, Kind("sightline.rewards", TermPart, term_of))
-    Filters = parts_of("Filters", FILTERS, Kind("sightline.filters", FilterPart))
-    Pairing = parts_of("Pairing", RULES, Kind("sightline.rules", RulePart))
+    Candidates = parts_of("Candidates", CANDIDATES, Kind("sightline.sources", CandidatePart, ("open",)))
+    Terms = parts_of("Terms", REWARDS, Kind("sightline.rewards", TermPart, ("open",), term_of))
+    Filters = parts_of("Filters", FILTERS, Kind("sightline.filters", FilterPart, FAULTS))
+    Pairing = parts_of("Pairing", RULES, Kind("sightline.rules", RulePart, ("pick",)))
 
 
 class Reward(RewardService):

@@ -6,10 +6,9 @@ so a killed run resumes them too.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sightline_trainer.candidates.released import ReleasedRule, ReleasedSource
 from sightline_trainer.left_out import counts_of
@@ -17,6 +16,9 @@ from sightline_trainer.pairs.filter import Filter
 from sightline_trainer.records.released import Released
 from sightline_trainer.rollout import Rollout
 from sightline_trainer.session import Session
+
+if TYPE_CHECKING:
+    from sightline_trainer.pairs.build import PairBuilder
 
 RULE = "released"
 
@@ -49,9 +51,9 @@ class ReleasedPairs:
         )
 
     def pairs(
-        self, filters: Mapping[str, Filter], counts: Counter[str], embeddings: Mapping[str, Sequence[float]]
+        self, filters: Mapping[str, Filter], total: PairBuilder, embeddings: Mapping[str, Sequence[float]]
     ) -> Iterator[dict[str, Any]]:
-        """Rows of pairs.parquet; after the last one, the outcomes are added to `counts`.
+        """Rows of pairs.parquet; after the last one, the outcomes are added to those of `total`.
 
         Args:
             embeddings: embeddings of pictures by prompt id, if the loss needs them.
@@ -62,6 +64,6 @@ class ReleasedPairs:
         builder = PairBuilder(filters, {RULE: ReleasedRule(rows)}, iteration=self.iteration, embeddings=embeddings)
         builder.counts.update(counts_of(self.rollout.dropped()))
         yield from builder.build(rows, self.rollout.read())
-        counts.update(builder.counts)
+        total.add(builder)
         if self.rows:
-            counts["pairs_released"] += builder.counts["pairs"]
+            total.counts["pairs_released"] += builder.counts["pairs"]

@@ -23,9 +23,12 @@ from sightline_trainer.files import damaged, read_json, read_table, write_json, 
 from sightline_trainer.records.prompt import PROMPT_REASONS, Prompt
 from sightline_trainer.records.refusal import Refusal
 from sightline_trainer.records.response import CANDIDATE_SCHEMA, Response
-from sightline_trainer.records.score import SCORE_SCHEMA, Score
+from sightline_trainer.records.score import SCORE_SCHEMA, UNSCORED, Score
 from sightline_trainer.rewards.judge import Judge
 from sightline_trainer.row_gate import RowGate
+
+Held = dict[str, list[Response]]
+"""Candidates by prompt id."""
 
 
 class Rollout:
@@ -61,7 +64,8 @@ class Rollout:
         in_flight: int,
         progress: Callable[[int, int], None],
     ) -> None:
-        """Let every source make candidates for each prompt, and score them; existing shards are kept.
+        """Let every source make candidates for each prompt, and score them; existing shards are kept, and of shards
+        without scores the candidates.
 
         Raises:
             SightlineError: a service stays unavailable, or refuses something other than a prompt; the sampler has
@@ -70,23 +74,27 @@ class Rollout:
         shards = self._shards(prompts)
         slots, done = asyncio.Semaphore(in_flight), 0
 
-        async def one(prompt: Prompt, dropped: list[dict[str, str]]) -> list[Response]:
+        async def made_for(prompt: Prompt, dropped: list[dict[str, str]]) -> list[Response]:
+            made: list[Response] = []
+            refuse(await asyncio.to_thread(gate.asked, prompt))
+            for source in sources:
+                for each in await source(prompt, SourceRequest(iteration, version, tuple(made))):
+                    gate.rendered(prompt, each)
+                    made.append(replace(each, fault=each.fault or gate.candidate(each)))
+            kept = [each for each in made if each.fault is None]
+            faults = [(each, each.fault) for each in made if each.fault is not None]
+            dropped += [_dropped(prompt, fault, each) for each, fault in faults]
+            if faults and not kept:
+                refuse(faults[0][1])
+            return kept
+
+        async def one(prompt: Prompt, dropped: list[dict[str, str]], held: Held | None) -> list[Response]:
             nonlocal done
             made: list[Response] = []
             scores: list[Score] = []
             try:
                 async with slots:
-                    refuse(await asyncio.to_thread(gate.asked, prompt))
-                    for source in sources:
-                        for each in await source(prompt, SourceRequest(iteration, version, tuple(made))):
-                            gate.rendered(prompt, each)
-                            made.append(replace(each, fault=each.fault or gate.candidate(each)))
-                    kept = [each for each in made if each.fault is None]
-                    faults = [(each, each.fault) for each in made if each.fault is not None]
-                    dropped += [_dropped(prompt, fault, each) for each, fault in faults]
-                    if faults and not kept:
-                        refuse(faults[0][1])
-                    made = kept
+                    made = await made_for(prompt, dropped) if held is None else held.get(prompt.id, [])
                     scores = await judge(prompt, made, version=version)
             except InvalidInput as error:
                 if not error.reason.startswith(PROMPT_REASONS):
@@ -98,9 +106,10 @@ class Rollout:
             return [replace(each, score=score) for each, score in zip(made, scores, strict=True)]
 
         async def fill(number: int, shard: Sequence[Prompt]) -> None:
-            dropped: list[dict[str, str]] = []
+            held = self._held(number)
+            dropped: list[dict[str, str]] = [] if held is None else read_json(self._dropped(number)) or []
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(prompt, dropped)) for prompt in shard]
+                tasks = [group.create_task(one(prompt, dropped, held)) for prompt in shard]
             self._dropped(number).unlink(missing_ok=True)
             if dropped:
                 write_json(
@@ -134,6 +143,20 @@ class Rollout:
     def dropped(self) -> list[dict[str, str]]:
         """The dropped rows: `prompt_id`, `reason` and `message`; for a candidate also its `source` and `index`."""
         return [each for path in sorted((self.directory / "dropped").glob("[0-9]*.json")) for each in read_json(path)]
+
+    def _held(self, number: int) -> Held | None:
+        """The candidates of a shard that lacks only its scores, by prompt; None if it has none."""
+        path = self._paths(number)[0]
+        if not path.exists():
+            return None
+        held: Held = {}
+        for row in read_table(path).to_pylist():
+            held.setdefault(row["prompt_id"], []).append(Response.of(row, UNSCORED))
+        return held
+
+    def forget_scores(self) -> None:
+        """Delete all scores, so that the same candidates are scored again."""
+        shutil.rmtree(self.directory / "scores", ignore_errors=True)
 
     def forget(self) -> None:
         """Delete all shards, so that they are made again."""

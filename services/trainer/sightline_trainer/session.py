@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sightline.errors import PreconditionFailed, SightlineError
 from sightline.sampler import AsyncSamplerClient
 from sightline.scorer import AsyncScorerClient
 
@@ -67,9 +68,10 @@ class Session:
             lambda settings, seed: self.decoder(settings, seed, dataset),
         )
         theirs = self.recipe.candidates.opened()
-        opened = {name: part.open(context) for name, part in self.recipe.candidates.chosen().items()}
+        chosen = self.recipe.candidates.chosen()
+        opened = {name: _opened(name, part, context) for name, part in chosen.items()}
         return [
-            GuardedSource(name, source) if name in theirs else source
+            GuardedSource(name, source, chosen[name].writes) if name in theirs else source
             for name, source in opened.items()
             if source is not None
         ]
@@ -90,7 +92,7 @@ class Session:
             names={id(part): name for name, part in chosen.items()},
         )
         terms = {
-            name: (Guarded(name, part.open(context)) if name in theirs else part.open(context), part.weight)
+            name: (Guarded(name, _opened(name, part, context)) if name in theirs else part.open(context), part.weight)
             for name, part in chosen.items()
         }
         return Judge(terms, reward.combine)
@@ -220,6 +222,23 @@ def connected(
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise error from group
+
+
+def _opened(name: str, part: Any, context: SourceContext | TermContext) -> Any:
+    """The source or term of a part.
+
+    Raises:
+        PreconditionFailed: PART_UNUSABLE, a third-party part raised.
+    """
+    try:
+        return part.open(context)
+    except SightlineError:
+        raise
+    except Exception as error:
+        raise PreconditionFailed(
+            f"{name} cannot be opened: {type(error).__name__}: {error}"[:500] + "; correct the part",
+            reason="PART_UNUSABLE",
+        ) from error
 
 
 def _held_out_reward(scorer: AsyncScorerClient, recipe: Recipe) -> ClipScores:

@@ -9,13 +9,14 @@ multiply its values. A result of another shape, or with a value that is not fini
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from sightline.errors import PreconditionFailed
 
 from sightline_trainer.dpo.loss_names import NAMES
-from sightline_trainer.open_parts import imported, is_open
+from sightline_trainer.open_parts import check_arguments, imported, is_open
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,8 +39,14 @@ def bound(losses: Iterable[str]) -> dict[str, Loss]:
     """
     found = {name: imported(name, GROUP) for name in open_names(losses)}
     for name, loss in found.items():
-        if loss is not None and (not callable(loss) or isinstance(loss, type)):
-            raise ValueError(f"{name} is {loss!r:.80}, and must be a function that takes the pairs' `Sides`")
+        if loss is None:
+            continue
+        if not callable(loss) or isinstance(loss, type) or inspect.iscoroutinefunction(loss):
+            raise ValueError(f"{name} is {loss!r:.80}, and must be a plain function that takes the pairs' `Sides`")
+        try:
+            check_arguments(loss, "sides")
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be used: {error}") from None
     return {name: loss for name, loss in found.items() if loss is not None}
 
 
@@ -76,6 +83,12 @@ def value(name: str, loss: Loss, sides: Any) -> Tensor:
         wanted = tuple(sides.chosen.shape)
         raise PreconditionFailed(
             f"dpo.loss: {name} returned {shape}; it must return a tensor of shape {wanted}, one value for each pair",
+            reason="LOSS_UNUSABLE",
+        )
+    if torch.is_grad_enabled() and sides.chosen.requires_grad and not found.requires_grad:
+        raise PreconditionFailed(
+            f"dpo.loss: {name} has no gradient, so it would train nothing; compute it from the tensors of `sides`, "
+            "without detach(), item() or NumPy",
             reason="LOSS_UNUSABLE",
         )
     if not bool(torch.isfinite(found).all()):

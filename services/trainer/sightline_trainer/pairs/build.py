@@ -95,6 +95,19 @@ class PairBuilder:
         self.own = own
         self.embeddings = embeddings or {}
         self.counts: Counter[str] = Counter(pairs=0)
+        self._unscored: Counter[str] = Counter()
+        self._scored = 0
+
+    @property
+    def unscored(self) -> Counter[str]:
+        """If no candidate had a reward: their number by the reason in their scores. Otherwise empty."""
+        return Counter() if self._scored else self._unscored
+
+    def add(self, other: PairBuilder) -> None:
+        """Add the outcomes of another builder."""
+        self.counts.update(other.counts)
+        self._unscored.update(other._unscored)
+        self._scored += other._scored
 
     def build(
         self, prompts: Mapping[str, Prompt], rollouts: Iterable[tuple[str, Sequence[Response]]]
@@ -136,7 +149,12 @@ class PairBuilder:
         """The candidates without a fault and without duplicate texts."""
         fitting: dict[str, Response] = {}
         for scored in group:
-            fault = "unscored" if scored.score.reward is None else None
+            fault = None
+            if scored.score.reward is None:
+                fault = "unscored"
+                self._unscored[scored.score.error or "NO_VALUE"] += 1
+            else:
+                self._scored += 1
             fault = fault or _first(filter_.candidate_fault(scored) for filter_ in self.filters.values())
             if fault is None and scored.text in fitting:
                 fault = "duplicate"

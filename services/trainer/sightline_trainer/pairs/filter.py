@@ -42,6 +42,9 @@ class FilterPart(Part):
         return None
 
 
+FAULTS = ("prompt_fault", "group_fault", "candidate_fault", "pair_fault")
+"""The methods of a filter; a filter defines at least one."""
+
 NOISE = 1e-6
 """Tolerance for rounding in differences and products of decimals: a gap of 2.00 counts as 2."""
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 from sightline.errors import PreconditionFailed
 
+from sightline_trainer.open_parts import Failures
 from sightline_trainer.pairs.filter import Filter
 from sightline_trainer.pairs.rule import Fault, Picked, Rule
 from sightline_trainer.parts import Parts
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
-
-logger = logging.getLogger(__name__)
 
 FILTER_FAILED, RULE_FAILED = "filter_failed", "rule_failed"
 
@@ -37,6 +35,7 @@ class GuardedFilter:
     def __init__(self, name: str, part: Filter) -> None:
         self.name = name
         self.part = part
+        self._failures = Failures(f"the filter {name}")
 
     def prompt_fault(self, prompt: Prompt) -> str | None:
         """As the filter's."""
@@ -58,9 +57,12 @@ class GuardedFilter:
         try:
             found = ask()
         except Exception:
-            logger.warning("the filter %s raised", self.name, exc_info=True)
+            self._failures.tell("raised", "raised: what it should judge is dropped", traceback=True)
             return FILTER_FAILED
-        return found if found is None or (isinstance(found, str) and found) else FILTER_FAILED
+        if found is None or (isinstance(found, str) and found):
+            return found
+        self._failures.tell("answer", f"gave {found!r:.80}: it must give a word that says why to drop, or None")
+        return FILTER_FAILED
 
 
 class GuardedRule:
@@ -69,6 +71,7 @@ class GuardedRule:
     def __init__(self, name: str, part: Rule) -> None:
         self.name = name
         self.part = part
+        self._failures = Failures(f"the rule {name}")
 
     def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
         """As the rule's; a pair of foreign candidates, of one with itself or without weight is a failure too."""
@@ -79,7 +82,7 @@ class GuardedRule:
                 if not known or chosen is rejected or not (math.isfinite(weight) and weight > 0):
                     raise ValueError(f"the rule pairs {chosen.index} and {rejected.index} with weight {weight}")
         except Exception:
-            logger.warning("the rule %s failed", self.name, exc_info=True)
+            self._failures.tell("failed", "failed: no pairs", traceback=True)
             return Picked(lacking=RULE_FAILED)
         return picked
 

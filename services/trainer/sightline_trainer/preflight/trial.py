@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,14 @@ from typing import Any
 from sightline.errors import SightlineError
 
 from sightline_trainer.embeddings import embeddings
+from sightline_trainer.left_out import nothing_scored
 from sightline_trainer.pairs.build import PairBuilder, write_pairs
 from sightline_trainer.pairs.guarded import filters_of, rules_of
 from sightline_trainer.preflight.finding import Finding, found_by
 from sightline_trainer.preflight.provable import trial_rate
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.rewards.guarded import COUNT, NO_NUMBER, RAISED
 from sightline_trainer.rollout import Rollout
 from sightline_trainer.session import Session
 
@@ -64,13 +67,14 @@ def elsewhere(recipe: Recipe) -> bool:
 
 async def ask(session: Session, prompts: Sequence[Prompt], scratch: Path) -> Trial:
     """Sample candidates of a prompt and make its pairs; if there is none, try the next prompt. `train_on` continues."""
-    trial, counts = Trial(), list[str]()
+    trial, counts, unscored = Trial(), list[str](), list[Counter[str]]()
     try:
         for number, prompt in enumerate(prompts[:TRIES]):
             rollout = Rollout(scratch / str(number))
             trial.prompt_seconds, trial.timed = await _collect(session, rollout, [prompt]), 1
             known = await embeddings(session, [prompt]) if "rpo" in session.recipe.dpo.loss else {}
-            rows, why = _paired(session.recipe, prompt, rollout, known)
+            rows, why, none = _paired(session.recipe, prompt, rollout, known)
+            unscored.append(none)
             if rows:
                 trial.pairs, trial.directory = len(rows), rollout.directory
                 write_pairs(rollout.directory / "pairs.parquet", rows[: session.recipe.dpo.batch_size])
@@ -83,10 +87,14 @@ async def ask(session: Session, prompts: Sequence[Prompt], scratch: Path) -> Tri
     except SightlineError as error:
         trial.findings.append(_not_served(error) if error.reason == "POLICY_NOT_SERVED" else found_by(error))
         return trial
+    told = "; ".join(dict.fromkeys(counts))
+    if unscored and all(unscored):
+        trial.findings.append(_nothing_scored(sum(unscored, Counter())))
+        return trial
     trial.findings.append(
         Finding(
             "NO_PAIRS",
-            f"{len(counts)} sampled prompts gave no pair to learn from ({'; '.join(dict.fromkeys(counts))})",
+            f"{len(counts)} sampled prompts gave no pair to learn from ({told})",
             "sample more candidates, raise sampling.temperature, or check the prompts and the pair rules",
             "warning",
         )
@@ -155,17 +163,19 @@ def train_on(trial: Trial, recipe: Recipe, *, halt: Callable[[], None] = lambda:
 
 def _paired(
     recipe: Recipe, prompt: Prompt, rollout: Rollout, known: Mapping[str, Sequence[float]]
-) -> tuple[list[dict[str, Any]], str]:
-    """Rows of pairs.parquet by the recipe's rules, without its filters if these leave none; otherwise the reasons."""
+) -> tuple[list[dict[str, Any]], str, Counter[str]]:
+    """Rows of pairs.parquet by the recipe's rules, without its filters if these leave none; otherwise the reasons, and
+    those of the scores if no candidate has a reward."""
     counts: dict[str, int] = {}
+    unscored: Counter[str] = Counter()
     for filters in (filters_of(recipe.filters), {}):
         own = "optimism" in recipe.dpo.loss
         builder = PairBuilder(filters, rules_of(recipe.pairing), iteration=1, own=own, embeddings=known)
         rows = list(builder.build({prompt.id: prompt}, rollout.read()))
-        counts = dict(builder.counts)
+        counts, unscored = dict(builder.counts), builder.unscored
         if rows:
             break
-    return rows, ", ".join(f"{name} {count}" for name, count in counts.items() if name != "pairs")
+    return rows, ", ".join(f"{name} {count}" for name, count in counts.items() if name != "pairs"), unscored
 
 
 def _alone(recipe: Recipe) -> Recipe:
@@ -183,6 +193,13 @@ def _of_update(error: SightlineError) -> Finding:
         return Finding(error.reason, f"the trial update failed: {lines[-1]}", "run it with --debug for the whole log")
     finding = found_by(error)
     return Finding(finding.code, f"the trial update: {finding.message}", finding.fix)
+
+
+def _nothing_scored(reasons: Counter[str]) -> Finding:
+    """An error if a third-party term failed each time; a judge that could not read some texts may read others."""
+    failed = set(reasons) <= {RAISED, COUNT, NO_NUMBER}
+    message, _, fix = nothing_scored(reasons).rpartition("; ")
+    return Finding("NOTHING_SCORED", message, fix, "error" if failed else "warning")
 
 
 def _not_served(error: SightlineError) -> Finding:

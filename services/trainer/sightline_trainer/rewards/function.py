@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 from sightline_chassis.images import decode
 from sightline_chassis.sections import ImageLimits
 
+from sightline_trainer.open_parts import check_arguments
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
 from sightline_trainer.records.score import Score
@@ -42,7 +43,12 @@ class FunctionPart(TermPart):
 
 @cache
 def term_of(function: RewardFunction) -> type[FunctionPart]:
-    """The part for a function."""
+    """The part for a function.
+
+    Raises:
+        ValueError: it takes other arguments.
+    """
+    check_arguments(function, "images", "prompts", "texts")
     theirs = function
 
     class Theirs(FunctionPart):
@@ -72,4 +78,6 @@ class FunctionTerm:
                 values = await self.function(images, prompts, texts)
             else:
                 values = await asyncio.to_thread(self.function, images, prompts, texts)
+                if inspect.isawaitable(values):  # an object with an async __call__, or a function around one
+                    values = await values
         return numbers(values, len(texts))

@@ -7,25 +7,31 @@ SightlineError) ends the run as usual.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any, Final
 
 from sightline.errors import SightlineError
 
+from sightline_trainer.open_parts import Failures
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
 from sightline_trainer.records.score import Score
 from sightline_trainer.rewards.term import Term
 
-logger = logging.getLogger(__name__)
-
 RAISED: Final = "TERM_RAISED"
 COUNT: Final = "TERM_COUNT"
 NO_NUMBER: Final = "TERM_NO_NUMBER"
 NO_MARK: Final = "NO_MARK"
+
+
+_MEANING: Final = {
+    COUNT: "did not give one value for each text",
+    NO_NUMBER: "gave no list, or a value in it that is not a finite number",
+}
+"""What a function did, by the error of its scores."""
 
 
 class Guarded:
@@ -34,7 +40,7 @@ class Guarded:
     def __init__(self, name: str, term: Term) -> None:
         self.name = name
         self.term = term
-        self._told: set[str] = set()
+        self._failures = Failures(f"the term {name}")
 
     async def __call__(self, prompt: Prompt, candidates: Sequence[Response], *, version: int) -> list[Score]:
         try:
@@ -42,26 +48,25 @@ class Guarded:
         except SightlineError:
             raise
         except Exception:
-            self._tell(RAISED, f"raised for prompt {prompt.id}")
+            self._failures.tell(RAISED, f"raised for prompt {prompt.id}: no score", traceback=True)
             return [Score(None, error=RAISED) for _ in candidates]
         if len(scores) != len(candidates):
-            self._tell(COUNT, f"gave {len(scores)} scores for {len(candidates)} candidates")
+            self._failures.tell(COUNT, f"gave {len(scores)} scores for {len(candidates)} candidates: no score")
             return [Score(None, error=COUNT) for _ in candidates]
         return [self._checked(score) for score in scores]
 
     def _checked(self, score: Any) -> Score:
         if not isinstance(score, Score):
-            self._tell(NO_NUMBER, f"gave {score!r:.80}, which is not a Score")
+            self._failures.tell(NO_NUMBER, f"gave {score!r:.80}, which is not a Score: no score")
             return Score(None, error=NO_NUMBER)
         if score.reward is None:
+            if score.error in _MEANING:
+                self._failures.tell(score.error, f"{_MEANING[score.error]}: no score")
             return score if score.error else replace(score, error=NO_MARK)
         mark = number(score.reward)
+        if mark.reward is None:
+            self._failures.tell(NO_NUMBER, f"gave {score.reward!r:.80}, which is not a finite number: no score")
         return replace(score, reward=mark.reward, error=mark.error)
-
-    def _tell(self, reason: str, what: str) -> None:
-        if reason not in self._told:  # once: a failing term fails for every prompt
-            self._told.add(reason)
-            logger.warning("the term %s %s: no score", self.name, what, exc_info=reason == RAISED)
 
 
 def numbers(values: Any, count: int) -> list[Score]:
@@ -69,6 +74,8 @@ def numbers(values: Any, count: int) -> list[Score]:
     if values is None:
         return [Score(None, error=NO_MARK) for _ in range(count)]
     try:
+        if isinstance(values, str | bytes | Mapping | AbstractSet):  # their items are not in the candidates' order
+            raise TypeError
         found = list(values)
     except TypeError:
         return [Score(None, error=NO_NUMBER) for _ in range(count)]

@@ -46,6 +46,11 @@ EXACT = "{piece} ?"
         ("Score: 2/5", 2.0), ("4 out of 5", 4.0), ("3/5, I saw 2 cats", 3.0), ("between 3 and 4", None),
         ("Rating: 7", None), ("0", None), ("none", None), ("", None), ("v4.2.1", None), ("Rating: 4\nRating: 4", 4.0),
         ("Rating: 4\nRating: 2", None),
+        # a part of a number, or a number on another scale, is not a mark
+        ("-3", None), ("Rating: -4", None), ("Rating: \u22124", None), ("minus 4", None), ("4/10", None),
+        ("Rating: 4/10", None), ("8 out of 10", None), ("4.0/5.0", 4.0), ("4-5", None), ("Rating: 4 - 5", None),
+        ("4,5", None), ("Rating: 4,5", None), ("1,000", None), ("4%", None), ("4.2.1", None), ("4th", None),
+        ("\u0664", 4.0), ("- 4", 4.0), ("Rating: +4", 4.0), ("4 - well done", 4.0), ("Rating: **4**", 4.0),
     ],
 )  # fmt: skip
 def test_a_rating_is_the_one_mark_of_an_answer(text: str, mark: float | None) -> None:
@@ -324,6 +329,17 @@ def test_an_endpoint_sees_the_picture_and_tells_p_yes(tmp_path: Path, server: An
     answers[:] = [(200, {"choices": [{"message": {"content": "Yes"}}]})]
     (score,) = scores("ask", None, tmp_path, "a dog", parser="p_yes", **judge)
     assert (score.reward, score.error) == (None, "ANSWER_UNREADABLE")  # it returned no log-probs
+    said = [{"type": "text", "text": "Rating: "}, {"type": "text", "text": "4"}]
+    answers[:] = [(200, {"choices": [{"message": {"content": said}}]})]
+    assert scores("ask", None, tmp_path, "a cow", **judge)[0].reward == 4.0
+    for number, empty in enumerate(({"content": None}, {"content": None, "refusal": "no"}, {"content": 4})):
+        answers[:] = [(200, {"choices": [{"message": empty}]})]
+        (score,) = scores("ask", None, tmp_path, f"a pig {number}", **judge)
+        assert (score.reward, score.error) == (None, "ANSWER_UNREADABLE")
+    for number, broken in enumerate(([], {"choices": []}, {"choices": [{}]}, {"error": "x"}, "x", None)):
+        answers[:] = [(200, broken)]
+        (score,) = scores("ask", None, tmp_path, f"a hen {number}", **judge)
+        assert (score.reward, score.error) == (None, "CANDIDATE_NOT_WRITTEN")
     answers[:] = [(400, {"error": "filtered"})]
     (score,) = scores("ask", None, tmp_path, "a bus", **judge)
     assert (score.reward, score.error) == (None, "CANDIDATE_NOT_WRITTEN")

@@ -58,6 +58,7 @@ S = TypeVar("S", bound=Section)
 
 # A refusal is sent in a status, which is short: no line begins after this many characters.
 _MOST_LINES, _MOST_LETTERS, _ENOUGH_LETTERS = 20, 300, 800
+_PASSWORD = re.compile(r"//[^/\s]*@")
 _KEY = re.compile(r'"[^"]*"|[^.]+')
 _SECRET_WORDS = {"token", "tokens", "secret", "secrets", "password", "passwords"}
 
@@ -216,7 +217,8 @@ def _explain(cls: type[Section], error: pydantic.ValidationError, layers: Layers
         elif isinstance(value, dict | list):  # may hold secrets further down
             lines.append(f"{path}: {said} [{origin}]")
         else:
-            shown = "***" if any(_is_secret(key, value) for key in keys) else repr(value)[:80]
+            shown = "***" if any(_is_secret(key, value) for key in keys) else _PASSWORD.sub("//***@", repr(value)[:500])
+            shown = shown[:80]
             lines.append(f"{path} = {shown}: {said}{_no_yaml(value)} [{origin}]")
     if (more := error.error_count() - len(lines)) > 0:
         lines.append(f"and {more} more")

@@ -10,6 +10,7 @@ from sightline.sampler.types import Distortion
 from sightline_chassis.settings import Section, Table
 
 from sightline_trainer.speaker.template import check_template
+from sightline_trainer.web_service import Url
 
 
 class OneOf(Table):
@@ -102,7 +103,7 @@ class Prompting(Section):
     template: str = Field(description="The other prompt: {question}, and {objects} found in the picture.")
     object_template: str = Field("a photo of a {object}.", description="What the scorer compares with the picture.")
     there: float = Field(0.0, description="Minimum score of a present object: CLIPScore, or the detector's 0 to 1.")
-    url: str | None = Field(None, description="A detector over HTTP (see reward.terms.detected); null: the scorer.")
+    url: Url | None = Field(None, description="A detector over HTTP (see reward.terms.detected); null: the scorer.")
     timeout_seconds: float = Field(60.0, gt=0.0, description="Deadline of one picture at the detector.")
 
     @model_validator(mode="after")

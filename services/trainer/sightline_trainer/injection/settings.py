@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from sightline_chassis.settings import Section, Target
 
 from sightline_trainer.injection.kinds import Kind
+from sightline_trainer.web_service import Url
 
 
 class Rewriting(Section):
@@ -21,7 +22,7 @@ class Rewriting(Section):
     )
     errors: int = Field(1, ge=1, le=8, description="Errors in one answer.")
     address: Target | None = Field(None, description="gRPC target of the sampler with the text LLM (writer: sampler).")
-    url: str | None = Field(
+    url: Url | None = Field(
         None, description="Base URL such as http://llm:8000/v1 (writer: openai); null: SIGHTLINE_LLM_URL."
     )
     model: str = Field("", description="Name of the model at the URL (writer: openai).")

@@ -24,6 +24,7 @@ from sightline_trainer.records.score import Score
 from sightline_trainer.rewards.clip import ClipScores
 from sightline_trainer.rewards.term import Term, TermContext, TermPart
 from sightline_trainer.speaker.template import check_template
+from sightline_trainer.web_service import Url
 
 
 class Detected(TermPart):
@@ -39,7 +40,7 @@ class Detected(TermPart):
             "object counts as unknown."
         ),
     )
-    url: str | None = Field(None, description="The detector's address (by: http).")
+    url: Url | None = Field(None, description="The detector's address (by: http).")
     cover: bool = Field(False, description="Also count named objects that are present; false: count only absent ones.")
     cost: float = Field(1.0, gt=0.0, description="Cost of an object that is named but absent.")
     timeout_seconds: float = Field(60.0, gt=0.0, description="Deadline of one picture at the detector.")

@@ -10,9 +10,12 @@ from typing import Final
 ALTERNATIVES: Final = 5
 """Number of first-token alternatives to request with log-probs; all endpoints allow at least five."""
 _WORD: Final = re.compile(r"[^\W\d_]+")
-_RATING: Final = re.compile(r"(?:rating|score|mark)\s*(?:is|of|[:=])?\s*\**\s*(\d+(?:\.\d+)?)", re.I)
-_NUMBER: Final = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?![\w]|\.\d)")
-_OUT_OF: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(?:/|out of)\s*\d+", re.I)
+_NUMBER: Final = re.compile(r"(?<![\w.,\u066b])([-+\u2212\u2013]?)(\d+(?:[.,\u066b]\d+)*)")
+_LABEL: Final = re.compile(r"(?:rating|score|mark)\s*(?:is|of|[:=])?\s*\**\s*$", re.I)
+_LESS: Final = re.compile(r"(?:minus|negative)\s*$", re.I)
+_OUT_OF: Final = re.compile(r"\s*(?:/|out of)\s*(\d+(?:\.\d+)?)", re.I)
+_IN_A_WORD: Final = re.compile(r"[\w%]|[-\u2013][^\W\d]")
+_RANGE: Final = re.compile(r"\s*[-\u2212\u2013]\s*\d")
 _VERDICT: Final = re.compile(r"^\W*(\d+)\s*[.:)\-]?\s*\W*(yes|no)\b", re.I | re.M)
 
 
@@ -27,14 +30,34 @@ def rating(text: str, low: float = 1.0, high: float = 5.0) -> float | None:
     """The one mark in a text: after "rating", "score" or "mark", otherwise a number out of another, otherwise any
     number.
 
-    Two different marks count as none, and so does one out of bounds: guessing is not allowed.
+    Guessing is not allowed. No mark are two different ones, one out of bounds or negative, one out of another number
+    than `high`, a range, and a number with a comma (4,5 may be 4.5).
     """
-    for pattern in (_RATING, _OUT_OF, _NUMBER):
-        found = {float(match) for match in pattern.findall(text)}
-        if found:
-            (mark, *others) = found
-            return mark if not others and low <= mark <= high else None
-    return None
+    labelled, shares, plain = [], [], []
+    for found in _NUMBER.finditer(text):
+        before, after = text[: found.start()], text[found.end() :]
+        if _IN_A_WORD.match(after):
+            continue
+        share = _OUT_OF.match(after)
+        mark = math.nan
+        if not (_RANGE.match(after) or _LESS.search(before) or (share and float(share[1]) != high)):
+            mark = _value(found[1], found[2])
+        if _LABEL.search(before):
+            labelled.append(mark)
+        elif share:
+            shares.append(mark)
+        else:
+            plain.append(mark)
+    marks = labelled or shares or plain
+    return marks[0] if marks and all(mark == marks[0] for mark in marks) and low <= marks[0] <= high else None
+
+
+def _value(sign: str, digits: str) -> float:
+    """The number, or NaN."""
+    try:
+        return float(digits) * (-1.0 if sign not in ("", "+") else 1.0)
+    except ValueError:
+        return math.nan
 
 
 def verdicts(text: str, count: int) -> list[bool] | None:

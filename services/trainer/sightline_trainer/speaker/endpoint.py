@@ -8,48 +8,40 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any
+from typing import Any, Final
 
-from sightline.errors import InvalidInput, PreconditionFailed, Unavailable
-from sightline.patience import Patience, Tries
+from sightline.errors import InvalidInput, PreconditionFailed
 
 from sightline_trainer.encoded_picture import png_base64
-from sightline_trainer.outage import OUTAGE_SECONDS
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.speaker.answers import ALTERNATIVES, share_of_yes
 from sightline_trainer.speaker.settings import Speaking
+from sightline_trainer.web_service import WebService
 
-_OF_ONE_ROW = (400, 413, 422)
-"""Status codes for a text that is too long or that a filter refuses; others may be answered."""
+NOT_WRITTEN: Final = "CANDIDATE_NOT_WRITTEN"
 
 
 class Endpoint:
     """Asks an endpoint.
 
     Raises:
-        PreconditionFailed: NO_ADDRESS, no endpoint is named; HTTPX_MISSING.
+        PreconditionFailed: NO_ADDRESS, no endpoint is named; or as `WebService`.
     """
 
     def __init__(self, settings: Speaking) -> None:
-        try:
-            import httpx
-        except ImportError:
-            raise PreconditionFailed(
-                "an OpenAI-compatible endpoint needs httpx: pip install httpx", reason="HTTPX_MISSING"
-            ) from None
         ours, key = os.environ.get("SIGHTLINE_LLM_URL", ""), os.environ.get("SIGHTLINE_LLM_KEY", "")
-        base = settings.url or ours
+        base = (settings.url or ours).rstrip("/")
         if not base:
             raise PreconditionFailed(
                 "no language model is configured: give its url, or set SIGHTLINE_LLM_URL in the environment",
                 reason="NO_ADDRESS",
             )
         self.settings = settings
-        self.url = f"{base.rstrip('/')}/chat/completions"
-        self._away: type[Exception] = httpx.TransportError
-        headers = {"Authorization": f"Bearer {key}"} if key and base == ours else {}
-        self._patience = Patience(seconds=OUTAGE_SECONDS)
-        self._client = httpx.AsyncClient(headers=headers, timeout=settings.timeout_seconds)
+        self.url = f"{base}/chat/completions"
+        shown = key if base == ours.rstrip("/") else ""
+        self._service = WebService(
+            self.url, "LLM_AWAY", settings.timeout_seconds, key=shown, variable="SIGHTLINE_LLM_KEY"
+        )
 
     def identity(self, version: int) -> str:
         """The model at its address."""
@@ -58,6 +50,8 @@ class Endpoint:
     async def __call__(self, prompt: Prompt, question: str, seed: int, *, version: int) -> str:
         choice = await self._choice(prompt, question, seed, {})
         said = choice["message"]["content"]
+        if isinstance(said, list):  # parts, as some endpoints answer
+            said = "".join(str(part["text"]) for part in said if isinstance(part, dict) and "text" in part)
         return said if isinstance(said, str) else ""
 
     async def yes(self, prompt: Prompt, question: str, *, version: int) -> float | None:
@@ -80,31 +74,21 @@ class Endpoint:
             "seed": seed % 2**31,
             **more,
         }
-        return await Tries(self._patience).acall(lambda _: self._ask(body))
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._client.aclose()
-
-    async def _ask(self, body: dict[str, Any]) -> Any:
-        try:
-            answer = await self._client.post(self.url, json=body)
-        except self._away as error:
-            raise Unavailable(f"{self.url} cannot be reached: {error}", reason="LLM_AWAY") from error
-        if answer.status_code == 429 or answer.status_code >= 500:
-            raise Unavailable(f"{self.url} answers {answer.status_code}", reason="LLM_AWAY")
-        if answer.status_code in _OF_ONE_ROW:
-            raise _unwritten(f"{self.url} answers {answer.status_code}: {answer.text[:300]}")
-        if answer.status_code != 200:
-            raise PreconditionFailed(
-                f"{self.url} answers {answer.status_code}: {answer.text[:300]}", reason="LLM_REFUSES"
-            )
+        answer = await self._service.post(body)
+        if error := self._service.refused(
+            answer, NOT_WRITTEN, "LLM_REFUSES", "check the url, the model's name and SIGHTLINE_LLM_KEY"
+        ):
+            raise error
         try:
             choice = answer.json()["choices"][0]
             choice["message"]["content"]
         except (ValueError, LookupError, TypeError):
-            raise _unwritten(f"{self.url} answers without a text: {answer.text[:300]}") from None
+            raise InvalidInput(f"{self.url} answers without a text: {answer.shown}", reason=NOT_WRITTEN) from None
         return choice
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._service.close()
 
 
 def _probability(choice: Any) -> float | None:
@@ -114,7 +98,3 @@ def _probability(choice: Any) -> float | None:
         return share_of_yes([(str(each["token"]), float(each["logprob"])) for each in told])
     except (LookupError, TypeError, ValueError, OverflowError):
         return None
-
-
-def _unwritten(why: str) -> InvalidInput:
-    return InvalidInput(why, reason="CANDIDATE_NOT_WRITTEN")

@@ -7,6 +7,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from sightline_chassis.settings import Section, Target
 
+from sightline_trainer.web_service import Url
+
 
 class Speaking(Section):
     """The model that answers: the policy itself, another sampler, or an OpenAI-compatible endpoint."""
@@ -19,7 +21,7 @@ class Speaking(Section):
         ),
     )
     address: Target | None = Field(None, description="gRPC target of the sampler (who: sampler).")
-    url: str | None = Field(
+    url: Url | None = Field(
         None, description="Base URL such as http://llm:8000/v1 (who: openai); null: SIGHTLINE_LLM_URL."
     )
     model: str = Field("", description="Name of the model at the URL (who: openai).")

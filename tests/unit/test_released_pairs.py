@@ -103,6 +103,23 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         PAIR,
     ),
+    "trl_implicit_alone": (
+        {
+            "images": ["a.png"],
+            "chosen": said("user", QUESTION) + said("assistant", BETTER),
+            "rejected": said("user", QUESTION) + said("assistant", WORSE),
+        },
+        PAIR,
+    ),
+    "trl_prompt_twice": (  # as in UltraFeedback's releases
+        {
+            "images": ["a.png"],
+            "prompt": QUESTION,
+            "chosen": said("user", QUESTION) + said("assistant", BETTER),
+            "rejected": said("user", QUESTION) + said("assistant", WORSE),
+        },
+        PAIR,
+    ),
 }
 
 
@@ -178,7 +195,24 @@ def test_a_dataset_saved_to_disk_is_read_too(folder: Path) -> None:
     ("row", "reason"),
     [
         ({**ROWS["rlaif_v"][0], "rejected": BETTER}, "PAIR_NO_PREFERENCE"),
+        ({**ROWS["rlaif_v"][0], "rejected": BETTER + " "}, "PAIR_NO_PREFERENCE"),
         ({**ROWS["rlaif_v"][0], "rejected": None}, "REJECTED_NO_TEXT"),
+        ({**ROWS["povid"][0], "rejected_conversations": None}, "PAIR_INCOMPLETE"),
+        ({**ROWS["povid"][0], "rejected_conversations": [{"from": "human", "value": "where ?"}, *turns(WORSE)[1:]]},
+         "PAIR_QUESTIONS_DIFFER"),
+        ({**ROWS["trl_implicit_alone"][0], "rejected": said("user", "where ?") + said("assistant", WORSE)},
+         "PAIR_QUESTIONS_DIFFER"),
+        ({**ROWS["trl"][0], "prompt": said("system", "Be brief.") + said("user", QUESTION)}, "PAIR_TURNS"),
+        ({**ROWS["trl_implicit_alone"][0], **{side: said("user", "a") + said("assistant", "b") + said("user", "c")
+                                              + said("assistant", side) for side in ("chosen", "rejected")}},
+         "PAIR_TURNS"),
+        ({"images": ["a.png"], "chosen": BETTER, "rejected": WORSE}, "PROMPT_MISSING"),
+        ({**ROWS["bpo"][0], "completions": [{"score": None, "response": "a"}]}, "PAIR_MARK"),
+        ({**ROWS["bpo"][0], "completions": [{"score": "high", "response": "a"}]}, "PAIR_MARK"),
+        ({**ROWS["bpo"][0], "completions": [{"score": 1}]}, "PAIR_INCOMPLETE"),
+        ({**ROWS["vlfeedback"][0], "completions": [
+            rated(BETTER, "5", "5", "5"), {"response": WORSE, "annotations": {"Helpfulness": {"Rating": "1"}}}]},
+         "PAIR_NO_PREFERENCE"),  # an answer that lacks a rating has no mark
         ({**ROWS["rlaif_v"][0], "rejected": " "}, "REJECTED_EMPTY"),
         ({**ROWS["rlaif_v"][0], "chosen": "a </s> b"}, "CHOSEN_SPECIAL_TOKEN"),
         ({**ROWS["rlaif_v"][0], "image": None}, "IMAGE_MISSING"),

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from statistics import fmean
 from typing import Any, Final
 
 from sightline.errors import InvalidInput
 
-from sightline_trainer.pools.asking import PLACEHOLDER
+from sightline_trainer.pools.asking import PLACEHOLDER, is_conversation
 from sightline_trainer.pools.fields import content_id, missing, passed, said
 from sightline_trainer.pools.folder import Folder
 from sightline_trainer.records.released import Released
@@ -45,7 +45,13 @@ def released(row: Mapping[str, Any], number: int, images: Folder, gate: RowGate 
         InvalidInput: its set is unknown, a field is missing, no answer is better than another, or a text or picture
             cannot be used.
     """
-    question, answers = _read(row)
+    try:
+        question, answers = _read(row)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise InvalidInput(
+            f"a field of its set is missing or of another type ({type(error).__name__}: {error})",
+            reason="PAIR_INCOMPLETE",
+        ) from None
     if isinstance(question, str):
         question = question.replace(PLACEHOLDER, "").strip()
     passed(question, "prompt", gate)
@@ -53,7 +59,7 @@ def released(row: Mapping[str, Any], number: int, images: Folder, gate: RowGate 
         passed(text, "rejected" if mark == min(each for _, each, _ in answers) else "chosen", gate)
         if not math.isfinite(mark):
             raise InvalidInput(f"the score of an answer ({kind}) is {mark}", reason="PAIR_MARK")
-    unequal = {text: mark for text, mark, _ in answers}
+    unequal = {text.strip(): mark for text, mark, _ in answers}
     if len(unequal) < 2 or len(set(unequal.values())) < 2:
         raise InvalidInput("no answer is better than another", reason="PAIR_NO_PREFERENCE")
     image = images.image(_image(row, images))
@@ -67,7 +73,10 @@ def _read(row: Mapping[str, Any]) -> tuple[Any, Answers]:
     """Question and answers of a row."""
     if "rejected_conversations" in row:
         question, chosen = _turn(row["conversations"])
-        return question, _pair(chosen, _turn(row["rejected_conversations"])[1])
+        other, rejected = _turn(row["rejected_conversations"])
+        if _plain(question) != _plain(other):
+            raise _other_questions()
+        return question, _pair(chosen, rejected)
     if not missing(row.get("completions")):
         return said(row.get("prompt")), _completions(row["completions"])
     if isinstance(row.get("text"), str) and "chosen" not in row:
@@ -98,27 +107,60 @@ def _turn(conversation: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
     return conversation[0]["value"], conversation[1]["value"]
 
 
+def _plain(question: Any) -> str:
+    """A question without the place of its picture and without spacing."""
+    return " ".join(str(question).replace(PLACEHOLDER, " ").split())
+
+
+def _other_questions() -> InvalidInput:
+    return InvalidInput("its two sides answer different questions", reason="PAIR_QUESTIONS_DIFFER")
+
+
 def _trl(row: Mapping[str, Any]) -> tuple[Any, Answers]:
-    question = row["question"] if "prompt" not in row else row["prompt"]
+    question = said(row.get("prompt", row.get("question")))
     sides = [row["chosen"], row["rejected"]]
-    if missing(question) and all(isinstance(side, list | tuple) and len(side) == 2 for side in sides):
-        question, sides = [sides[0][0]], [[side[1]] for side in sides]  # TRL's implicit prompt
-    return said(question), _pair(said(sides[0]), said(sides[1]))
+    if all(is_conversation(side) and len(side) > 1 for side in sides):  # TRL's implicit prompt, or the prompt again
+        before = [said(side[:-1]) for side in sides]
+        if missing(question):
+            question = before[0]
+        if any(not isinstance(one, str) for one in (*before, question)):
+            raise _several_turns()
+        if any(_plain(one) != _plain(question) for one in before):
+            raise _other_questions()
+        sides = [side[-1:] for side in sides]
+    if is_conversation(question) and len(question) > 1:
+        raise _several_turns()
+    if missing(question):
+        raise InvalidInput("it has no prompt, neither in a column nor in both sides", reason="PROMPT_MISSING")
+    return question, _pair(said(sides[0]), said(sides[1]))
+
+
+def _several_turns() -> InvalidInput:
+    return InvalidInput("its prompt has several turns; exactly one is supported", reason="PAIR_TURNS")
 
 
 def _completions(held: Any) -> Answers:
     if isinstance(held, Mapping):  # a mapping of lists
         held = [dict(zip(held, values, strict=True)) for values in zip(*held.values(), strict=True)]
-    found = [(each["response"], _mark(each), str(each.get("type") or each.get("model") or "answer")) for each in held]
+    rated = {name for each in held for name, told in (each.get("annotations") or {}).items() if told is not None}
+    found = [
+        (each["response"], _mark(each, rated), str(each.get("type") or each.get("model") or "answer")) for each in held
+    ]
     return [(text, mark, kind) for text, mark, kind in found if mark is not None]
 
 
-def _mark(completion: Mapping[str, Any]) -> float | None:
+def _mark(completion: Mapping[str, Any], rated: Collection[str]) -> float | None:
+    """An answer's mark; None if it lacks the rating of one of the aspects in which answers of its row are rated."""
     if "annotations" not in completion:
-        return float(completion["score"])
+        try:
+            return float(completion["score"])
+        except (ValueError, TypeError):
+            raise InvalidInput(
+                f"the score of an answer is {completion['score']!r:.40}, not a number", reason="PAIR_MARK"
+            ) from None
     try:
-        return fmean(float(each["Rating"]) for each in completion["annotations"].values() if each is not None)
-    except (ValueError, TypeError):  # "N/A", or no aspect: not a mark
+        return fmean(float(completion["annotations"][name]["Rating"]) for name in rated)
+    except (ValueError, TypeError, KeyError):  # "N/A", or no aspect: not a mark
         return None
 
 

@@ -45,6 +45,12 @@ class Cropping(Section):
     min_area: float = Field(0.01, gt=0.0, le=1.0, description="Minimum share of the area.")
     max_area: float = Field(0.2, gt=0.0, le=1.0, description="Maximum share of the area.")
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_area > self.max_area:
+            raise ValueError(f"min_area {self.min_area:g} is above max_area {self.max_area:g}")
+        return self
+
 
 class Distorting(OneOf):
     """How the image is distorted; exactly one of these."""

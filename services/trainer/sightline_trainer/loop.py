@@ -378,6 +378,8 @@ class Loop:
 
         async def measure(session: Session) -> dict[str, float]:
             await session.serve(version)
+            if iteration == 0:
+                await session.try_decoding(self.held_out.prompts[0])
             plain = iteration == 0 or self.recipe.evaluation.decoding.plain
             evaluated = await evaluate(
                 self.held_out,

@@ -16,6 +16,7 @@ from sightline_chassis.settings import Section, SettingsError, SettingsRead, rea
 from sightline_chassis.shipped import model_place
 
 from sightline_trainer.candidates import CANDIDATES
+from sightline_trainer.candidates.policy import PolicySamples
 from sightline_trainer.candidates.source import CandidatePart
 from sightline_trainer.contradictions import contradictions
 from sightline_trainer.model_processor import ModelProcessor
@@ -144,6 +145,15 @@ class Recipe(Section):
             NotFound: see `base_model`.
         """
         return ModelProcessor(self.base_model, self.chat_template, self.min_pixels, self.max_pixels)
+
+    @model_validator(mode="after")
+    def _beams_make_equal_groups(self) -> Recipe:
+        for name, part in self.candidates.chosen().items():
+            if isinstance(part, PolicySamples) and part.decoding.beams is not None:
+                count, groups = part.count or self.sampling.candidates, part.decoding.beams.groups
+                if count % groups:
+                    raise ValueError(f"candidates.{name}: {count} candidates cannot form {groups} groups of equal size")
+        return self
 
     @model_validator(mode="after")
     def _extrapolates_an_adapter(self) -> Recipe:

@@ -41,6 +41,12 @@ class Data(Section):
     )
     mix: Mix = Field(default_factory=lambda: Mix(), description="How released pairs are mixed with the policy's own.")
 
+    @model_validator(mode="after")
+    def _mixes_something(self) -> Self:
+        if self.pairs is None and self.mix != Mix():
+            raise ValueError("data.mix mixes in the rows of data.pairs: name a set there, or leave mix out")
+        return self
+
     def references(self) -> dict[str, str]:
         """The named datasets, by key."""
         named = {"data.train": self.train, "data.test": self.test, "data.pairs": self.pairs}

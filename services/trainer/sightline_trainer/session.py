@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sightline.errors import PreconditionFailed, SightlineError
+from sightline.errors import InvalidInput, PreconditionFailed, SightlineError
 from sightline.sampler import AsyncSamplerClient
 from sightline.scorer import AsyncScorerClient
 
@@ -26,6 +26,7 @@ from sightline_trainer.outage import OUTAGE_SECONDS, outliving
 from sightline_trainer.policy_candidates import PolicyCandidates
 from sightline_trainer.pools import side_files
 from sightline_trainer.recipe import Recipe
+from sightline_trainer.records.prompt import PROMPT_REASONS, Prompt
 from sightline_trainer.rewards.clip import Clip, ClipScores
 from sightline_trainer.rewards.guarded import Guarded
 from sightline_trainer.rewards.judge import Judge
@@ -119,6 +120,21 @@ class Session:
         settings = self.recipe.evaluation
         decoder = self.decoder(settings.decoding, settings.seed, side_files(self.recipe.data.test))
         return PolicyCandidates(self.sampler, self.recipe.sampling, seed=settings.seed, decoder=decoder)
+
+    async def try_decoding(self, prompt: Prompt) -> None:
+        """Answer a prompt by the base model with `evaluation.decoding`: an engine that lacks it refuses now, and not
+        after an update.
+
+        Raises:
+            SightlineError: it refuses, or the detector or its vocabulary cannot be used.
+        """
+        if self.recipe.evaluation.decoding.plain:
+            return
+        try:
+            await self.decoded()(prompt, 1, iteration=0, version=0, temperature=self.recipe.evaluation.temperature)
+        except InvalidInput as error:
+            if not error.reason.startswith(PROMPT_REASONS):  # others may be answered
+                raise
 
     async def highest_version(self) -> int:
         """The highest policy version of this run that the sampler ever got."""

@@ -206,6 +206,11 @@ class Check:
         if self.ok and self._prompts:
             self.tell("a prompt sampled, scored and paired")
             self.trial = await ask(session, self._prompts, self.scratch / "trial")
+            try:
+                await session.try_decoding(self._prompts[0])
+            except SightlineError as error:
+                if error.reason != "POLICY_NOT_SERVED":  # the trial says so
+                    self.findings.append(found_by(error, fix="correct evaluation.decoding, or use another engine"))
 
 
 def _weights(recipe: Recipe) -> int | None:

@@ -32,7 +32,11 @@ def directory_of(run: Path) -> Path:
     for candidate in (run / "policies", run):
         if any(candidate.glob("v[0-9]*")):
             return candidate
-    raise NotFound(f"no policies at {run}: name a run directory, or a directory of policies", reason="NO_POLICIES")
+    if (run / "recipe.yaml").is_file():
+        told = "this run has published none yet; version 0 is its base model"
+    else:
+        told = "name a run directory, or a directory of policies"
+    raise NotFound(f"no policies at {run}: {told}", reason="NO_POLICIES")
 
 
 def show_list(run: Path | None, sampler: str | None, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 from rich.console import Console
 from sightline.errors import InternalError, NotFound
 from sightline_trainer.events import Event, EventReader, Stage
+from sightline_trainer.execute import killed
 from sightline_trainer.runs import RunDirectory
 
 from sightline_cli.credentials import given
@@ -26,7 +28,7 @@ def watch(directory: Path, as_json: bool = False) -> None:
 
     Raises:
         NotFound: there is no run.
-        InternalError: the run failed; the message is the run's.
+        InternalError: the run failed, or its process was killed; the message is the run's, or says how to resume.
     """
     run = RunDirectory(directory)
     recipe = run.recipe() if (directory / "recipe.yaml").exists() else None
@@ -58,15 +60,36 @@ def watch_remote(trainer: str, run_id: str, as_json: bool = False) -> None:
         raise InternalError(f"the run failed: {run.error}", reason="RUN_FAILED")
 
 
-def follow(run: RunDirectory, *, poll: float = 0.3) -> Iterator[Event]:
-    """The events of a run as they happen, from the first until the run has ended."""
+def follow(run: RunDirectory, *, poll: float = 0.3, patience: float = 15.0) -> Iterator[Event]:
+    """The events of a run as they happen, from the first until the run has ended.
+
+    Args:
+        poll: seconds between two looks.
+        patience: seconds for which a run may count as running without a process that works on it: a trainer that was
+            killed may start again.
+
+    Raises:
+        InternalError: RUN_KILLED: it was longer.
+    """
     events = EventReader(run.events)
+    alive = time.monotonic()
     while True:
         ended = run.state().get("state") in ENDED  # read before the events: misses none
+        gone = not ended and killed(run)
         for _, event in events.read():
             yield event
         if ended:
             return
+        if not gone:
+            alive = time.monotonic()
+        elif time.monotonic() - alive >= patience:
+            root = shlex.quote(str(run.root))
+            raise InternalError(
+                f"no process on this machine works on the run any more: it was killed, or works elsewhere. "
+                f"`sightline run {root}/recipe.yaml --run {root}` resumes it; so does the trainer service that "
+                f"started it",
+                reason="RUN_KILLED",
+            )
         time.sleep(poll)
 
 

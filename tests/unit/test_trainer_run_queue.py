@@ -265,6 +265,39 @@ def test_a_trainer_that_may_not_resume_leaves_unfinished_runs_stopped(scripted: 
     after.close()
 
 
+@pytest.mark.parametrize("state", ["running", "queued"])
+def test_a_resume_takes_over_a_run_whose_trainer_was_killed(
+    queue: RunQueue, scripted: Scripted, tmp_path: Path, state: Any
+) -> None:
+    """It stayed as it was until a trainer was restarted."""
+    run = submit(RunQueue(tmp_path / "runs"), "one")  # by another trainer, which does not work
+    run.set_state(state)
+    queue.go_on("one")
+    scripted.let(2)
+    until(run, "succeeded")
+    assert scripted.order == ["one"]
+
+
+def test_a_run_without_its_recipe_says_so(queue: RunQueue, scripted: Scripted) -> None:
+    """It was queued for ever."""
+    submit(queue, "first")
+    run = submit(queue, "one")
+    (run.root / "recipe.yaml").unlink()
+    scripted.let(2)
+    until(run, "failed")
+    assert "has no recipe.yaml: restore it from a copy" in run.state()["error"]
+    with pytest.raises(PreconditionFailed, match=r"has no recipe\.yaml") as refused:
+        queue.go_on("one")
+    assert refused.value.reason == "RUN_UNREADABLE"
+
+
+def test_a_bad_id_and_a_bad_recipe_are_told_in_the_callers_words(queue: RunQueue) -> None:
+    with pytest.raises(InvalidInput, match="use 1 to 100 lower-case letters"):
+        submit(queue, "a" * 101)
+    with pytest.raises(InvalidInput, match=r"^the recipe: must hold a mapping of sections, not a list$"):
+        queue.submit("request", None, "- a\n", [])
+
+
 def test_a_run_that_another_process_works_on_is_left_alone(scripted: Scripted, tmp_path: Path) -> None:
     run = submit(RunQueue(tmp_path / "runs"), "one")
     run.set_state("running")
@@ -277,7 +310,10 @@ def test_a_run_that_another_process_works_on_is_left_alone(scripted: Scripted, t
         assert leased(run)
         other = RunQueue(tmp_path / "runs")
         other.start()
-        assert other.stop("one", now=True).state()["state"] == "running"
+        with pytest.raises(PreconditionFailed, match="another process works on run 'one'") as refused:
+            other.stop("one", now=True)  # it did nothing, silently
+        assert refused.value.reason == "RUN_LEASED"
+        assert other.go_on("one").state()["state"] == "running"
         assert scripted.order == []
         other.close()
     finally:

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sightline.errors import Cancelled, InvalidInput, PreconditionFailed
+from sightline.errors import Cancelled, DataCorrupted, InvalidInput, PreconditionFailed
 from sightline_chassis.settings import SettingsError
 from sightline_trainer import loop, stopwatch
 from sightline_trainer.ahead import Ahead
 from sightline_trainer.disk import DiskFull, disk_full
 from sightline_trainer.events import Event, EventLog, EventReader, read_events
 from sightline_trainer.execute import execute
+from sightline_trainer.files import read_json
 from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.report.history import History
 from sightline_trainer.runs import RunDirectory, write_whole
 from sightline_trainer.stopwatch import Stopwatch
 
@@ -228,3 +230,27 @@ def test_only_an_adapter_is_extrapolated() -> None:
     assert recipe(publication={"extrapolate": 0.5}).publication.extrapolate == 0.5
     with pytest.raises(ValueError, match=r"set dpo\.train to lora"):
         recipe(publication={"extrapolate": 0.5}, dpo={"train": "full"})
+
+
+def test_the_advice_about_a_damaged_file_can_be_followed(tmp_path: Path) -> None:
+    """It was to delete run.json; the run was then refused as one of release 0.1.0."""
+    run = RunDirectory(tmp_path / "run")
+    run.open(recipe())
+    run.set_state("stopped")
+    run.iteration(1).mkdir(parents=True)
+    (run.iteration(1) / "update.json").write_text('{"metr')
+    (run.root / "run.json").write_text('{"id": "r')
+    with pytest.raises(DataCorrupted, match=r"without a copy start a new run$"):
+        run.state()
+    with pytest.raises(DataCorrupted, match="or delete it and resume the run"):
+        read_json(run.iteration(1) / "update.json")
+    (run.root / "run.json").unlink()
+    with pytest.raises(PreconditionFailed, match=r"has results but no run\.json") as refused:
+        run.check(recipe())
+    assert refused.value.reason == "RUN_UNREADABLE"
+
+
+def test_a_report_names_the_recipe_that_it_cannot_read(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: cut\n")
+    with pytest.raises(DataCorrupted, match=r"recipe\.yaml is damaged \(it does not name data\.train and data\.test"):
+        History.read(tmp_path)

@@ -55,6 +55,20 @@ def leased(run: RunDirectory) -> bool:
         return not _locked(file, fcntl.LOCK_SH)
 
 
+def killed(run: RunDirectory) -> bool:
+    """Whether the run counts as running although no process on this machine works on it. For readers: it writes
+    nothing, and a lease that cannot be read counts as held."""
+    if run.state().get("state", "running") != "running":
+        return False
+    try:
+        with (run.root / ".lease").open() as file:
+            return _locked(file, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
 def _lease_file(run: RunDirectory) -> IO[str]:
     run.root.mkdir(parents=True, exist_ok=True)
     return (run.root / ".lease").open("a+")

@@ -11,6 +11,9 @@ from typing import Any
 
 from sightline.errors import DataCorrupted
 
+_ONLY_ONCE = ("run.json", "recipe.yaml")
+"""Files of a run that no later stage makes again."""
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, sync it and rename it. A failed file is removed. If several
@@ -74,8 +77,8 @@ def read_table(path: Path, columns: list[str] | None = None) -> Any:
 def damaged(path: Path, why: object) -> DataCorrupted:
     """The error for a file that can no longer be read."""
     detail = next(iter(str(why).splitlines()), "empty")
-    return DataCorrupted(
-        f"{path} is damaged ({detail}): restore it from a copy, or delete it and resume the run, which makes it "
-        "again if it can",
-        reason="RUN_FILE_DAMAGED",
-    )
+    if path.name in _ONLY_ONCE:
+        remedy = "restore it from a copy; a run does not make it again, so without a copy start a new run"
+    else:
+        remedy = "restore it from a copy, or delete it and resume the run, which makes it again if it can"
+    return DataCorrupted(f"{path} is damaged ({detail}): {remedy}", reason="RUN_FILE_DAMAGED")

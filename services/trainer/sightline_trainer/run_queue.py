@@ -9,7 +9,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -104,7 +104,11 @@ class RunQueue:
                 "request_id is empty; send a unique one, so that a retry starts no second run", reason="BAD_REQUEST_ID"
             )
         if run_id and not RUN_ID.fullmatch(run_id):
-            raise InvalidInput(f"run_id {run_id!r} may hold lower-case letters, digits, - and _ only", reason="RUN_ID")
+            raise InvalidInput(
+                f"run_id {run_id[:120]!r}: use 1 to 100 lower-case letters, digits, - and _, with a letter or a digit "
+                "first",
+                reason="RUN_ID",
+            )
         if len(request_id) > MOST_REQUEST_ID:
             raise InvalidInput(
                 f"request_id has over {MOST_REQUEST_ID} characters; a UUID is enough", reason="BAD_REQUEST_ID"
@@ -135,19 +139,27 @@ class RunQueue:
                 f"the recipe is too large: at most {MOST_BYTES} bytes and {MOST_OVERRIDES} overrides are allowed",
                 reason="RECIPE_INVALID",
             )
+        named = ""
         try:
             if file is not None:
                 return load_recipe(file, overrides, files_by=("file", "environment"), parts=self.allowed.parts)
-            with tempfile.NamedTemporaryFile("w", suffix=".yaml") as sent:
+            with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as sent:
+                named = sent.name
                 sent.write(text)
                 sent.flush()
                 # It is the caller's.
-                return load_recipe(Path(sent.name), overrides, environment=False, files_by=(), parts=self.allowed.parts)
+                return load_recipe(Path(named), overrides, environment=False, files_by=(), parts=self.allowed.parts)
         except SettingsError as error:
-            raise InvalidInput(str(error), reason="RECIPE_INVALID") from None
+            told = str(error).replace(named, "the recipe") if named else str(error)  # callers do not know our file
+            raise InvalidInput(told, reason="RECIPE_INVALID") from None
 
     def stop(self, run_id: str, *, now: bool) -> RunDirectory:
-        """Ask a run to stop, after the current stage or at once. A run that has ended is unchanged."""
+        """Ask a run to stop, after the current stage or at once. A run that has ended is unchanged.
+
+        Raises:
+            NotFound: there is none.
+            PreconditionFailed: another process works on it, or its run.json cannot be read.
+        """
         run = self.get(run_id)
         readable_state(run)
         with self._lock:
@@ -156,17 +168,22 @@ class RunQueue:
                 self._stops[run_id] = now or self._stops.get(run_id, False)
                 if run.state()["state"] == "queued":  # it has just ended and should continue, or is about to begin
                     run.set_state("stopped")
-            elif run.state()["state"] in UNFINISHED and not leased(run):
+            elif run.state()["state"] in UNFINISHED:
+                if leased(run):
+                    raise PreconditionFailed(
+                        f"another process works on run {run_id!r}: stop it at the trainer or terminal that runs it",
+                        reason="RUN_LEASED",
+                    )
                 run.set_state("stopped")
         return run
 
     def go_on(self, run_id: str) -> RunDirectory:
-        """Queue a stopped or failed run; a queued or running one continues anyway.
+        """Queue a stopped or failed run, or one whose process was killed; one that is being worked on continues anyway.
 
         Raises:
             NotFound: there is none.
-            PreconditionFailed: all its iterations are done, it was started with another rule for reading pictures, or
-                its run.json cannot be read.
+            PreconditionFailed: all its iterations are done, it was started with another rule for reading pictures, its
+                run.json cannot be read, or its recipe.yaml is missing.
             DataCorrupted: its recipe.yaml is damaged.
         """
         run = self.get(run_id)
@@ -178,13 +195,17 @@ class RunQueue:
                     f"all iterations of run {run_id!r} are done; start another one with more of them",
                     reason="RUN_SUCCEEDED",
                 )
-            if (recipe := run.recipe()) is not None:
-                run.check(recipe)
+            run.check(_recipe_of(run))
             if state not in UNFINISHED:  # it may still be the current one for a moment
                 self._enqueue(run)
             elif run_id == self._current:
                 self._again = True
                 self._stops.pop(run_id, None)
+            elif not leased(run):  # another trainer may have had it and been killed
+                if state == "running":
+                    self._enqueue(run)
+                else:
+                    self._waiting.put(run.id)  # if it waits here already, it is still done once
         return run
 
     def get(self, run_id: str) -> RunDirectory:
@@ -211,9 +232,9 @@ class RunQueue:
             try:
                 with self._lock:
                     run = self.get(run_id)
-                    recipe = run.recipe(self.allowed.parts)
-                    if recipe is None or run.state()["state"] != "queued":
+                    if run.state()["state"] != "queued":
                         continue
+                    recipe = _recipe_of(run, self.allowed.parts)
                     self.allowed.check(recipe, self.connections)  # the settings may have changed since it was started
                     self._current = run_id
             except InvalidInput as error:
@@ -250,6 +271,20 @@ class RunQueue:
     def _halt(self, run_id: str) -> None:
         if self._closing or self._stops.get(run_id):
             raise Cancelled(f"run {run_id} was stopped", reason="RUN_STOPPED")
+
+
+def _recipe_of(run: RunDirectory, parts: Collection[str] = ()) -> Recipe:
+    """The recipe that the run was started with; see `RunDirectory.recipe`.
+
+    Raises:
+        PreconditionFailed: RUN_UNREADABLE: its file is missing.
+    """
+    recipe = run.recipe(parts)
+    if recipe is None:
+        raise PreconditionFailed(
+            f"run {run.id!r} has no recipe.yaml: restore it from a copy, or start another run", reason="RUN_UNREADABLE"
+        )
+    return recipe
 
 
 def _ends_stage(event: Event) -> bool:

@@ -122,8 +122,14 @@ class RunDirectory:
 
         Raises:
             PreconditionFailed: it holds a run of another recipe, or of more iterations (the message names what
-                differs), or it was started with another rule for reading pictures.
+                differs), it was started with another rule for reading pictures, or its run.json is missing.
         """
+        if self._begun() and not (self.root / "run.json").exists():
+            raise PreconditionFailed(
+                f"{self.root} has results but no run.json, which says how they were made: restore it from a copy, or "
+                f"start a new run",
+                reason="RUN_UNREADABLE",
+            )
         rule = self.state().get("picture_rule", "")
         if self._begun() and rule != PICTURE_RULE:
             theirs = f"rule {rule}" if rule else "no named rule to read a picture, as by Sightline 0.1.0"

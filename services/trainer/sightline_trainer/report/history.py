@@ -14,7 +14,7 @@ from sightline.sampler import ManifestError, PolicyManifest, manifest_digest, po
 
 from sightline_trainer.dropped import DroppedRows, summary_of
 from sightline_trainer.events import read_events
-from sightline_trainer.files import read_json
+from sightline_trainer.files import damaged, read_json
 from sightline_trainer.rollout import Rollout
 from sightline_trainer.runs import RunDirectory
 
@@ -77,6 +77,10 @@ class History:
                 f"no run at {directory}: it has no recipe.yaml; `sightline run` and `sightline demo` make runs",
                 reason="RUN_NOT_FOUND",
             )
+        recipe = run.tree() or {}
+        data = recipe.get("data")
+        if not isinstance(data, dict) or not {"train", "test"} <= data.keys():
+            raise damaged(path, "it does not name data.train and data.test")
         numbers = sorted(int(each.name) for each in (run.root / "iterations").glob("[0-9]*"))
         found = {number: run.iteration(number) for number in numbers}
         rows = [row for each in found.values() if (row := read_json(each / "evaluation.json"))]
@@ -86,7 +90,7 @@ class History:
         counts = {number: data for number, each in found.items() if (data := read_json(each / "pairs.json"))}
         return cls(
             run=run,
-            recipe=run.tree() or {},
+            recipe=recipe,
             state=dict(run.state()),
             rows=rows,
             updates=updates,

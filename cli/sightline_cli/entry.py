@@ -11,6 +11,9 @@ def main() -> None:
     """Entry point of the `sightline` script."""
     # Torch's threads that spin while they wait become very slow when another process uses the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # gRPC's core writes a line for each failed TLS handshake; our message says what failed. A service's log keeps them.
+    if sys.argv[1:2] != ["serve"]:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # On some CPUs bitsandbytes warns that a package which downloads code is missing. We never run such code.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:

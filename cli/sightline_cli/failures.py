@@ -23,8 +23,6 @@ from sightline_cli.extras import told_of
 
 _GIVEN = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 """The system's errors about a given path."""
-_NOT_THERE = ("connections to all backends failing", "failed to connect", "DNS resolution failed", "Deadline Exceeded")
-"""How gRPC's messages about a service that does not answer begin."""
 GONE = 128 + signal.SIGPIPE
 
 
@@ -41,6 +39,11 @@ def guarded(command: Callable[[], None], debug: bool, extra: str = "service") ->
     try:
         command()
         flush()
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        drop_output()  # rich ends the program when its output's reader is gone, with code 1
+        raise typer.Exit(GONE) from None
     except BrokenPipeError as error:
         if error.filename is not None:  # a named pipe, not our output
             _end(error, debug, 1)
@@ -76,6 +79,7 @@ def _end(error: Exception, debug: bool, code: int) -> NoReturn:
         SightlineError,
         first_line,
     )
+    from sightline.unreached import advice, away
 
     if debug:
         if log := getattr(error, "log", ""):
@@ -84,8 +88,8 @@ def _end(error: Exception, debug: bool, code: int) -> NoReturn:
     if isinstance(error, (AlreadyExists, InvalidInput, NotFound, PreconditionFailed)) or _is_of_settings(error):
         _tell(str(error), 2)
     if isinstance(error, SightlineError):
-        away = str(error).startswith(_NOT_THERE)
-        _tell(f"{error}; is the service running, and at that address?" if away else str(error), 1)
+        told = advice(error, "service") or ("is the service running, and at that address?" if away(error) else "")
+        _tell(f"{error}; {told}" if told else str(error), 1)
     if isinstance(error, OSError):
         _tell(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), code)
     _tell(f"{type(error).__name__}: {first_line(error)}; this error has no clear message yet: --debug shows where", 1)

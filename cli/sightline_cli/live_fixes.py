@@ -12,6 +12,7 @@ from sightline.errors import (
     Unavailable,
     Unsupported,
 )
+from sightline.unreached import advice
 
 _BY_REASON = {
     "PAUSED": "it is paused, perhaps while an update trains: check again afterwards, or call Resume",
@@ -21,29 +22,19 @@ _BY_REASON = {
     "POLICY_STORE_FULL": "raise policies.max_stored_gib, or use a larger volume",
     "POLICY_EXISTS": "another doctor runs at the same time: check again",
 }
-_ENCRYPTED = ("handshake", "certificate", "ssl", "tsi", "peer name")
-_BROKEN_OFF = ("socket closed", "connection reset", "recvmsg", "goaway", "unavailable: http/2")
 
 
 def fix_of(error: SightlineError, service: str) -> str:
     """What to do about an error of this service."""
     if error.reason in _BY_REASON:
         return _BY_REASON[error.reason]
-    said = str(error).lower()
     match error:
         case Unauthenticated():
             return "send a token that it knows: sightline --token-file FILE doctor ..., or SIGHTLINE_TOKEN"
         case PermissionDenied():
             return "this token's team is not allowed to: use a token of an operator's team (docs/security.md)"
-        case Unavailable() if any(word in said for word in _ENCRYPTED):
-            return "TLS: check --tls-ca, --tls-name (the certificate's name, if it differs), --tls-cert, --tls-key"
-        case Unavailable() if any(word in said for word in _BROKEN_OFF):
-            return "if it uses TLS, give --tls-ca; otherwise see its log and its restarts"
-        case Unavailable() if "backend unhealthy" in said:
-            return (
-                f"the service there is not a {service}, or not ready: is it another service's address? Its log says "
-                "`not ready: ...` and why"
-            )
+        case _ if told := advice(error, service):
+            return told
         case Unavailable() | DeadlineExceeded():
             return (
                 f"is the {service} running and ready, and at that address? kubectl get pods, its log; a NetworkPolicy "

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 from sightline.errors import InvalidInput, NotFound
+from sightline.target import check_target
 from sightline_chassis import traces
 from sightline_chassis.sections import TraceSettings
 from sightline_chassis.settings import load_settings
@@ -110,9 +111,12 @@ def connected_to(
     """The recipe with the addresses and credentials from flags and the connections file.
 
     Raises:
-        InvalidInput: a token that `sightline run` can't use.
+        InvalidInput: an address that is none, or a token that `sightline run` can't use.
         SettingsError: the file can't be used.
     """
+    for address in (sampler, scorer):
+        if address is not None:
+            check_target(address)
     recipe = with_values(recipe, sampling={"address": sampler}, reward={"address": scorer})
     known = load_settings(Connections, service="connections", config=connections)
     known = Connections(sampler=_by_flag(sampler, known.sampler), scorer=_by_flag(scorer, known.scorer))

@@ -61,14 +61,22 @@ def start(
         from sightline.errors import InvalidInput
 
         file = Path(recipe)
-        try:
-            named: dict[str, Any] = (
-                {"recipe_text": file.read_text(encoding="utf-8")} if file.is_file() else {"recipe_name": recipe}
-            )
-        except UnicodeDecodeError:
+        named: dict[str, Any] = {"recipe_name": recipe}
+        if file.is_file():
+            try:
+                named = {"recipe_text": file.read_text(encoding="utf-8")}
+            except UnicodeDecodeError:
+                raise InvalidInput(
+                    f"{file} is not YAML in UTF-8: save it in that encoding", reason="RECIPE_UNREADABLE"
+                ) from None
+            if not named["recipe_text"].strip():
+                raise InvalidInput(f"{file} is empty: `sightline recipe copy` makes one to edit", reason="RECIPE_EMPTY")
+        elif file.name != recipe or file.suffix in (".yaml", ".yml"):
             raise InvalidInput(
-                f"{file} is not YAML in UTF-8: save it in that encoding", reason="RECIPE_UNREADABLE"
-            ) from None
+                f"there is no file {recipe}: name a recipe file of this machine, or a recipe of the trainer by its "
+                "name alone, such as clip_dpo",
+                reason="RECIPE_NOT_FOUND",
+            )
         _show(client.start(**named, overrides=overrides or [], request_id=request, run_id=run), as_json)
 
     _with(trainer, debug, begin)

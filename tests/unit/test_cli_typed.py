@@ -164,8 +164,19 @@ def test_an_address_where_nobody_listens_is_told_in_seconds(here: Path, command:
 
 @pytest.mark.parametrize("address", ["nonsense", "http://scorer:1", "::::"])
 def test_what_is_no_address_is_refused(here: Path, address: str) -> None:
-    failed = sightline("score", "photo.png", "hello", "--scorer", address)
-    assert (failed.exit_code, address in told(2, "", failed.stderr)) == (2, True)
+    for command in (["score", "photo.png", "hello"], ["run", RECIPE]):
+        failed = sightline(*command, "--scorer", address)
+        assert (failed.exit_code, address in told(2, "", failed.stderr)) == (2, True)
+    checked = sightline("run", RECIPE, "--check", "--scorer", address)  # its findings are its output
+    assert (checked.exit_code, address in checked.stdout, checked.stderr) == (2, True, "")
+
+
+def test_a_recipe_file_that_is_not_there_is_told_before_the_trainer_is_asked(here: Path) -> None:
+    (here / "empty.yaml").write_text("\n")
+    for recipe, says in (("mine.yaml", "there is no file mine.yaml"), ("a/b", "there is no file a/b"),
+                         ("empty.yaml", "empty.yaml is empty")):  # fmt: skip
+        failed = sightline("runs", "start", recipe, "--trainer", NOBODY)
+        assert (failed.exit_code, says in failed.stderr) == (2, True)
 
 
 @pytest.mark.field
@@ -235,8 +246,10 @@ def test_an_interrupt_ends_a_command_quietly(here: Path) -> None:
         assert watching.stderr.read() == "interrupted\n"
 
 
-@pytest.mark.parametrize("command", ["recipe explain dpo", "--help", "version"])
+@pytest.mark.parametrize("command", ["recipe explain dpo", "watch ended", "--help", "version"])
 def test_who_reads_no_further_is_told_nothing(here: Path, command: str) -> None:
+    (here / "run").rename(here / "ended")
+    (here / "ended/run.json").write_text('{"id": "ended", "state": "succeeded"}')
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from sightline.errors import PreconditionFailed, SightlineError
 from sightline.sampler import Policies
 from sightline.scorer import Models
+from sightline.unreached import advice, away
 
 from sightline_trainer.needs import Needs
 from sightline_trainer.preflight.finding import Finding, found_by
@@ -24,12 +25,19 @@ async def services(session: Session, prompts: Sequence[Prompt] = ()) -> list[Fin
         told = await session.sampler.policies()
         found += [*sampler(recipe, told), *conversations(prompts, told)]
     except SightlineError as error:
-        found.append(found_by(error, fix=f"check that the sampler at {recipe.sampling.address} runs and is reachable"))
+        found.append(found_by(error, fix=_fix(error, "sampler", recipe.sampling.address)))
     try:
         found += scorer(recipe, await session.scorer.list_models())
     except SightlineError as error:
-        found.append(found_by(error, fix=f"check that the scorer at {recipe.reward.address} runs and is reachable"))
+        found.append(found_by(error, fix=_fix(error, "scorer", recipe.reward.address)))
     return found
+
+
+def _fix(error: SightlineError, service: str, address: str | None) -> str:
+    """What to do; "" for what the error's own text says."""
+    if told := advice(error, service):
+        return f"the {service} at {address}: {told}"
+    return f"check that the {service} at {address} runs and is reachable" if away(error) else ""
 
 
 def sampler(recipe: Recipe, told: Policies) -> Iterator[Finding]:
@@ -70,7 +78,9 @@ def conversations(prompts: Sequence[Prompt], told: Policies) -> Iterator[Finding
 
 
 def scorer(recipe: Recipe, told: Models) -> Iterator[Finding]:
-    """LIMIT_TOO_LOW, PICTURE_RULE_DIFFERS, MODEL_NOT_FOUND."""
+    """LIMIT_TOO_LOW, PICTURE_RULE_DIFFERS, MODEL_NOT_FOUND; REWARD_MODEL_DIFFERS if it has another than reward.source.
+
+    Only an open_clip name is compared: a directory may have any name on the scorer's machine."""
     yield from _same_rule("scorer", recipe.reward.address, told.picture_rule)
     needs = Needs.of(recipe)
     yield from _allowed("texts of a prompt", needs.texts, "scorer", "limits.max_texts", told.limits.max_texts)
@@ -81,6 +91,19 @@ def scorer(recipe: Recipe, told: Models) -> Iterator[Finding]:
             f"reward.model is {recipe.reward.model}, and the scorer has {', '.join(names)}",
             "name one of these, or leave reward.model empty for its default",
         )
+        return
+    source, asked = recipe.reward.source, recipe.reward.model
+    if source and not {":", "/"} & set(source):
+        answers = next((one for one in told.models if (one.name == asked if asked else one.is_default)), None)
+        if answers is not None and answers.architecture != source:
+            yield Finding(
+                "REWARD_MODEL_DIFFERS",
+                f"reward.source is {source}, but the scorer at {recipe.reward.address} gives rewards by its model "
+                f"{answers.name}, {answers.architecture}",
+                "start that scorer with reward.source's model or name another scorer; reward.source is only for a "
+                "scorer that `sightline run` starts",
+                "warning",
+            )
 
 
 def parts(session: Session) -> Iterator[Finding]:

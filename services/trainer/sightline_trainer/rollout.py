@@ -110,11 +110,12 @@ class Rollout:
             dropped: list[dict[str, str]] = [] if held is None else read_json(self._dropped(number)) or []
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(prompt, dropped, held)) for prompt in shard]
-            self._dropped(number).unlink(missing_ok=True)
             if dropped:
                 write_json(
                     self._dropped(number), sorted(dropped, key=lambda one: (one["prompt_id"], one.get("index", "")))
                 )
+            else:
+                self._dropped(number).unlink(missing_ok=True)
             self._write(number, [scored for task in tasks for scored in task.result()])
 
         missing = [(number, shard) for number, shard in enumerate(shards) if not self._paths(number)[1].exists()]

@@ -1,8 +1,8 @@
 """Rollout: candidates and their rewards for an iteration's prompts, shard by shard.
 
-Scoring overlaps sampling: a prompt's candidates are scored as soon as they are sampled. A finished shard is on disk, so
-a killed run loses only unfinished shards. A prompt that can't be answered (a damaged image, a text that is too long) is
-dropped and recorded, and so is a candidate that the gate refuses: neither may end a run of days.
+Scoring overlaps sampling: prompts are scored in small groups as soon as they are sampled. A finished shard is on disk,
+so a killed run loses only unfinished shards. A prompt that can't be answered (a damaged image, a text that is too long)
+is dropped and recorded, and so is a candidate that the gate refuses: neither may end a run of days.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sightline_trainer.records.response import CANDIDATE_SCHEMA, Response
 from sightline_trainer.records.score import SCORE_SCHEMA, UNSCORED, Score
 from sightline_trainer.rewards.judge import Judge
 from sightline_trainer.row_gate import RowGate
+from sightline_trainer.together import Together
 
 Held = dict[str, list[Response]]
 """Candidates by prompt id."""
@@ -72,7 +73,7 @@ class Rollout:
                 another chat template than the recipe (CHAT_TEMPLATE_DIFFERS).
         """
         shards = self._shards(prompts)
-        slots, done = asyncio.Semaphore(in_flight), 0
+        slots, together, done = asyncio.Semaphore(in_flight), Together(), 0
 
         async def made_for(prompt: Prompt, dropped: list[dict[str, str]]) -> list[Response]:
             made: list[Response] = []
@@ -94,7 +95,9 @@ class Rollout:
             scores: list[Score] = []
             try:
                 async with slots:
-                    made = await made_for(prompt, dropped) if held is None else held.get(prompt.id, [])
+                    with together.on_the_way():
+                        made = await made_for(prompt, dropped) if held is None else held.get(prompt.id, [])
+                    await together()
                     scores = await judge(prompt, made, version=version)
             except InvalidInput as error:
                 if not error.reason.startswith(PROMPT_REASONS):

@@ -21,6 +21,7 @@ from sightline_trainer.evaluation.lines import encodable
 from sightline_trainer.outage import outliving
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.same_pictures import check_sampler, check_scorer
+from sightline_trainer.together import Together
 
 TRY_SECONDS = 120.0  # for one question
 
@@ -125,7 +126,7 @@ class Asker:
         policy: Exact,
         progress: Callable[[int, int], None],
     ) -> None:
-        slots = asyncio.Semaphore(self.in_flight)
+        slots, together = asyncio.Semaphore(self.in_flight), Together()
         digests = _Digests()
         missing = [item for item in items if kept.known.get(item.key, {}).get("of") != digests.of(item)]
         done = len(items) - len(missing)
@@ -135,7 +136,7 @@ class Asker:
             nonlocal done
             async with slots:
                 try:
-                    answer = await self._answer(item, sampler, scorer, policy)
+                    answer = await self._answer(item, sampler, scorer, policy, together)
                 except InvalidInput as error:  # names the one of thousands
                     why = f"{item.key} with {item.image}: {error.message}"
                     raise InvalidInput(why, reason=error.reason) from error
@@ -160,23 +161,32 @@ class Asker:
             raise error from failed
 
     async def _answer(
-        self, item: EvalItem, sampler: AsyncSamplerClient, scorer: AsyncScorerClient | None, policy: Exact
+        self,
+        item: EvalItem,
+        sampler: AsyncSamplerClient,
+        scorer: AsyncScorerClient | None,
+        policy: Exact,
+        together: Together,
     ) -> dict[str, Any]:
         options: dict[str, Any] = {}
         if self.decoder is not None:
             options = await self.decoder(Prompt(item.key, (item.image,), item.text), item.text)
-        samples = await sampler.sample(
-            item.image,
-            item.text,
-            1,
-            seeds=[_seed(self.seed, item.key)],
-            temperature=item.temperature,
-            max_tokens=self.max_tokens,
-            policy=policy,
-            **options,
-        )
+        with together.on_the_way():
+            samples = await sampler.sample(
+                item.image,
+                item.text,
+                1,
+                seeds=[_seed(self.seed, item.key)],
+                temperature=item.temperature,
+                max_tokens=self.max_tokens,
+                policy=policy,
+                **options,
+            )
         (said,) = samples.candidates
-        score = await _clip_score(scorer, item.image, said.text) if scorer is not None and item.scored else None
+        score = None
+        if scorer is not None and item.scored:
+            await together()
+            score = await _clip_score(scorer, item.image, said.text)
         return {
             "text": said.text,
             "finish_reason": said.finish_reason,

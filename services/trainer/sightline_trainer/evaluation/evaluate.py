@@ -29,6 +29,7 @@ from sightline_trainer.records.prompt import PROMPT_REASONS, Prompt
 from sightline_trainer.records.refusal import Refusal
 from sightline_trainer.records.response import Response
 from sightline_trainer.rewards.clip import ClipScores
+from sightline_trainer.together import Together
 
 T = TypeVar("T")
 
@@ -150,7 +151,7 @@ async def evaluate(
         PreconditionFailed: NO_PROMPTS: none of the prompts could be asked.
         SightlineError: a service stays unavailable.
     """
-    slots, done, dropped = asyncio.Semaphore(in_flight), 0, DroppedRows()
+    slots, together, done, dropped = asyncio.Semaphore(in_flight), Together(), 0, DroppedRows()
     engine = (await candidates.client.policies()).capabilities
     diverges = measurable(engine, temperature=held_out.temperature, top_p=candidates.settings.top_p)
     diverges = diverges and candidates.decoder is None  # guided or penalised samples do not come from the policy itself
@@ -181,8 +182,10 @@ async def evaluate(
 
     async def sampled(at: int) -> tuple[list[Response], float | None]:
         prompt = held_out.prompts[at]
-        samples = await ask(prompt, held_out.samples if at < held_out.diverse else 1, held_out.temperature)
+        with together.on_the_way():
+            samples = await ask(prompt, held_out.samples if at < held_out.diverse else 1, held_out.temperature)
         if reward is not None:
+            await together()
             (score,) = await reward(prompt, [samples[0].text])
             samples[0] = replace(samples[0], score=score)
         return samples, await divergence(prompt, samples[0])

@@ -96,7 +96,7 @@ def test_a_short_run_leaves_everything_behind_and_can_be_run_again(
 @pytest.mark.parametrize(
     ("values", "words", "reason"),
     [
-        ({"sampling": {"candidates": 100}}, "sampling.candidates: 100 are wanted", "LIMIT_TOO_LOW"),
+        ({"sampling": {"candidates": 100}}, "sampling.candidates: the recipe needs 100", "LIMIT_TOO_LOW"),
         ({"sampling": {"max_tokens": 5000}}, "sampling.max_tokens: 5000", "LIMIT_TOO_LOW"),
         ({"reward": {"model": "clop"}}, "reward.model is clop", "MODEL_NOT_FOUND"),
         ({"candidates": {"policy": {}, "question_answer": {}}}, "questions.jsonl", "NO_QUESTIONS"),

@@ -66,7 +66,7 @@ def key_header(key: str, variable: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Answer:
+class WebAnswer:
     """An answer: its status code, its body, and the beginning of its body for messages."""
 
     status: int
@@ -113,7 +113,7 @@ class WebService:
         self._client = httpx.AsyncClient(headers=headers, timeout=timeout_seconds)
         self._patience = Patience(seconds=OUTAGE_SECONDS)
 
-    async def post(self, body: Any) -> Answer:
+    async def post(self, body: Any) -> WebAnswer:
         """The answer to a body; its status code is neither 429 nor 5xx.
 
         Raises:
@@ -121,7 +121,7 @@ class WebService:
         """
         return await Tries(self._patience).acall(lambda _: self._once(body))
 
-    async def _once(self, body: Any) -> Answer:
+    async def _once(self, body: Any) -> WebAnswer:
         try:
             async with asyncio.timeout(self.timeout_seconds):  # httpx's own is for each piece of an answer
                 answer = await self._client.post(self.url, json=body)
@@ -134,9 +134,9 @@ class WebService:
             raise Unavailable(f"{self.url} answers {answer.status_code}", reason=self.away, retry_after=asked)
         text = answer.text[: _SHOWN + len(self._key)]
         shown = text.replace(self._key, "***") if self._key else text
-        return Answer(answer.status_code, answer.content, shown[:_SHOWN])
+        return WebAnswer(answer.status_code, answer.content, shown[:_SHOWN])
 
-    def refused(self, answer: Answer, one: str, reason: str, advice: str = "") -> Exception | None:
+    def refused(self, answer: WebAnswer, one: str, reason: str, advice: str = "") -> Exception | None:
         """The error of an answer that is not a 200, or None.
 
         Args:

@@ -97,7 +97,7 @@ def test_a_short_run_leaves_everything_behind_and_can_be_run_again(
     ("values", "words", "reason"),
     [
         ({"sampling": {"candidates": 100}}, "sampling.candidates: the recipe needs 100", "LIMIT_TOO_LOW"),
-        ({"sampling": {"max_tokens": 5000}}, "sampling.max_tokens: 5000", "LIMIT_TOO_LOW"),
+        ({"sampling": {"max_tokens": 5000}}, "sampling.max_tokens: the recipe needs 5000", "LIMIT_TOO_LOW"),
         ({"reward": {"model": "clop"}}, "reward.model is clop", "MODEL_NOT_FOUND"),
         ({"candidates": {"policy": {}, "question_answer": {}}}, "questions.jsonl", "NO_QUESTIONS"),
         ({"dpo": {"launch": ["accelerato", "launch"]}}, "no accelerato", "LAUNCHER_UNUSABLE"),

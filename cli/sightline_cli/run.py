@@ -97,12 +97,11 @@ def without_started(recipe: Recipe, directory: Path) -> Recipe:
     """A run's own recipe without the addresses of services that an earlier `sightline run` started for it: they ended
     with it."""
     started = read_json(directory / STARTED) or {}
-    sampling, reward = recipe.sampling, recipe.reward
-    if sampling.address is not None and sampling.address == started.get("sampler"):
-        sampling = sampling.model_copy(update={"address": None})
-    if reward.address is not None and reward.address == started.get("scorer"):
-        reward = reward.model_copy(update={"address": None})
-    return recipe.model_copy(update={"sampling": sampling, "reward": reward})
+    sections = {"sampling": "sampler", "reward": "scorer"}
+    ended = [name for name, service in sections.items() if getattr(recipe, name).address == started.get(service)]
+    return recipe.model_copy(
+        update={name: getattr(recipe, name).model_copy(update={"address": None}) for name in ended}
+    )
 
 
 def connected_to(

@@ -72,6 +72,10 @@ def test_a_key_is_shown_to_the_service_and_to_nobody_else(served: Any, caplog: p
     assert seen[0]["Authorization"] == f"Bearer {KEY}"
     assert isinstance(error, PreconditionFailed)
     assert str(error).endswith("/v1 answers 401: bad key Bearer ***; check it")
+    answers[:] = [sends(401, b"x" * 250 + f" {KEY}".encode() * 20)]  # cut after hiding, never inside a key
+    _, error = post(url, key=KEY)
+    assert KEY[:6] not in str(error)
+    assert "***" in str(error)
     for key in ("sk-sécret", "sk secret", "sk-\nsecret"):
         with pytest.raises(PreconditionFailed, match="THE_KEY contains a character that no key has") as caught:
             post(url, key=key)

@@ -70,7 +70,10 @@ class Session:
         )
         theirs = self.recipe.candidates.opened()
         chosen = self.recipe.candidates.chosen()
-        opened = {name: _opened(name, part, context) for name, part in chosen.items()}
+        opened = {
+            name: _opened(name, part, context) if name in theirs else part.open(context)
+            for name, part in chosen.items()
+        }
         return [
             GuardedSource(name, source, chosen[name].writes) if name in theirs else source
             for name, source in opened.items()
@@ -241,10 +244,10 @@ def connected(
 
 
 def _opened(name: str, part: Any, context: SourceContext | TermContext) -> Any:
-    """The source or term of a part.
+    """The source or term of a third-party part.
 
     Raises:
-        PreconditionFailed: PART_UNUSABLE, a third-party part raised.
+        PreconditionFailed: PART_UNUSABLE, it raised.
     """
     try:
         return part.open(context)

@@ -67,18 +67,29 @@ def key_header(key: str, variable: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class WebAnswer:
-    """An answer: its status code, its body, and the beginning of its body for messages."""
+    """An answer of httpx, and the key that its messages must not show."""
 
-    status: int
-    body: bytes
-    shown: str
+    response: Any
+    key: str
+
+    @property
+    def status(self) -> int:
+        """The status code."""
+        code: int = self.response.status_code
+        return code
+
+    @property
+    def shown(self) -> str:
+        """The beginning of the body, for messages."""
+        text: str = self.response.text
+        return (text.replace(self.key, "***") if self.key else text)[:_SHOWN]
 
     def json(self) -> Any:
         """The body. Raises ValueError if it is not JSON."""
         import json
 
         try:
-            return json.loads(self.body)
+            return json.loads(self.response.content)
         except RecursionError:
             raise ValueError("its JSON is nested too deeply") from None
 
@@ -132,9 +143,7 @@ class WebService:
         if answer.status_code == 429 or answer.status_code >= 500:
             asked = _seconds(answer.headers.get("Retry-After", ""))
             raise Unavailable(f"{self.url} answers {answer.status_code}", reason=self.away, retry_after=asked)
-        text = answer.text[: _SHOWN + len(self._key)]
-        shown = text.replace(self._key, "***") if self._key else text
-        return WebAnswer(answer.status_code, answer.content, shown[:_SHOWN])
+        return WebAnswer(answer, self._key)
 
     def refused(self, answer: WebAnswer, one: str, reason: str, advice: str = "") -> Exception | None:
         """The error of an answer that is not a 200, or None.

@@ -243,6 +243,8 @@ def test_a_failure_is_never_a_number(answer: Any, errors: list[str]) -> None:
 
 def test_a_function_that_raises_marks_nobody_and_a_service_that_is_away_is_no_failure_of_a_term() -> None:
     assert [score.error for score in marks(raising, "a", "b")] == ["TERM_RAISED", "TERM_RAISED"]
+    ends = [score.error for score in marks(lambda images, prompts, texts: sys.exit(3), "a", "b")]
+    assert ends == ["TERM_RAISED", "TERM_RAISED"]
 
     def away(images: Any, prompts: Any, texts: Any) -> Any:
         raise Unavailable("gone", reason="AWAY")
@@ -337,11 +339,12 @@ def test_filters_and_rules_that_fail_let_nothing_through(tmp_path: Path, theirs:
         ([Response("p", 4, "a", [1], source="echo")], "numbered its candidate 4"),
         ([Response("p", 0, "a", [1])], "of the source 'policy', which its `writes` does not name"),
         (RuntimeError("broken"), "raised RuntimeError: broken"),
+        (SystemExit("the end"), "raised SystemExit: the end"),
     ],
 )
 def test_a_source_that_fails_costs_its_prompt(answer: Any, words: str, caplog: pytest.LogCaptureFixture) -> None:
     async def source(prompt: Prompt, ask: SourceRequest) -> Any:
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 

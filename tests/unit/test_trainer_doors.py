@@ -175,6 +175,7 @@ def test_links_inside_and_declared_directories_are_taken(tmp_path: Path) -> None
         ({"data": {"train": "{root}/../x", "test": "datasets:b"}}, "data.train", "DATA_NOT_ALLOWED"),
         ({"data": {"train": "{root}/link", "test": "datasets:b"}}, "data.train", "DATA_NOT_ALLOWED"),
         ({"data": {"train": "~root", "test": "datasets:b"}}, "data.train", "DATA_NOT_ALLOWED"),
+        ({"data": {"train": "datasets:a", "test": "playground:test?count=9"}}, "data.test", "DATA_NOT_DRAWN"),
     ],
 )
 def test_a_callers_recipe_names_only_what_the_settings_list(

@@ -1,6 +1,7 @@
 """Third-party services over HTTP: outages are waited for, keys stay hidden, unusable URLs are refused at once."""
 
 import asyncio
+import gzip
 import json
 import threading
 import time
@@ -9,9 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from sightline.errors import PreconditionFailed, Unavailable
+from sightline.errors import InvalidInput, PreconditionFailed, Unavailable
 from sightline.patience import Patience
 from sightline_chassis.settings import SettingsError
+from sightline_trainer import web_service
 from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.web_service import WebService, checked_url
 
@@ -112,6 +114,24 @@ def test_an_answer_that_drips_is_late_and_one_nested_without_end_is_no_json(serv
     answers[:] = [sends(200, b"[" * 100_000)]
     with pytest.raises(ValueError, match="nested too deeply"):
         post(url)[0].json()
+
+
+def test_an_answer_is_read_only_so_far(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, answers, _ = served
+    monkeypatch.setattr(web_service, "_MOST_BYTES", 1 << 20)
+    small, large = gzip.compress(b'"' + b"a" * 1000 + b'"'), gzip.compress(b'"' + b"a" * (50 << 20) + b'"')
+    assert len(large) < 1 << 17  # grows when it is decompressed
+    answers += [sends(200, small, Content_Encoding="gzip"), sends(200, large, Content_Encoding="gzip")]
+    answer, error = post(url)
+    assert (len(answer.json()), error) == (1000, None)
+    answer, error = post(url)
+    assert len(answer.body) == 1 << 20
+    assert isinstance(error, InvalidInput)
+    assert (error.reason, str(error)) == ("ONE", f"{url} answers with over 1 MiB")
+    answers[:] = [sends(200, small[:20], Content_Encoding="gzip"), sends(200, b"not gzip", Content_Encoding="gzip")]
+    for _ in range(2):
+        with pytest.raises((Unavailable, ValueError)):
+            post(url, patience=Patience(tries=1))[0].json()
 
 
 @pytest.mark.parametrize(

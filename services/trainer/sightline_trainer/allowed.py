@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import InvalidInput
+from sightline_chassis.shipped import PLAYGROUND
 
 from sightline_trainer.connections import Connections
 from sightline_trainer.dpo.open_losses import open_names
@@ -79,8 +80,17 @@ class Allowed:
         """Refuse datasets (given by recipe key) outside the allowed directories.
 
         Raises:
-            InvalidInput: DATA_NOT_ALLOWED; the message says what, and which setting would allow it.
+            InvalidInput: DATA_NOT_ALLOWED; the message says what, and which setting would allow it; DATA_NOT_DRAWN: a
+                playground's scenes, which only `sightline run` draws.
         """
+        for key, reference in references.items():
+            if reference.startswith(PLAYGROUND):
+                raise InvalidInput(
+                    f"{key}: {reference} is drawn by `sightline run`, not by a trainer service: write the scenes into "
+                    "one of its directories with `python -m sightline_playground export --split SPLIT --count N --seed "
+                    "S --out DIRECTORY`, and name that",
+                    reason="DATA_NOT_DRAWN",
+                )
         self._check_places({key: directories(reference) for key, reference in references.items()})
 
     def _check_places(self, read: Mapping[str, Iterable[Path]]) -> None:

@@ -107,6 +107,6 @@ def _import(name: str, group: str) -> Any:
         found: Any = importlib.import_module(module)
         for step in attribute.split("."):
             found = getattr(found, step)
-    except Exception as error:  # an import runs its module, which may raise anything
+    except (Exception, SystemExit) as error:  # an import runs its module, which may raise anything
         raise ValueError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
     return found

@@ -253,7 +253,7 @@ def _opened(name: str, part: Any, context: SourceContext | TermContext) -> Any:
         return part.open(context)
     except SightlineError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PreconditionFailed(
             f"{name} cannot be opened: {type(error).__name__}: {error}"[:500] + "; correct the part",
             reason="PART_UNUSABLE",

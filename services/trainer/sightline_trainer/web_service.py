@@ -21,6 +21,8 @@ OF_ONE_ROW = (400, 413, 422)
 """Status codes for a text or picture that is too long or that a filter refuses; others may be answered."""
 _LONGEST_WAIT = 300.0
 _SHOWN = 300
+_MOST_BYTES = 128 << 20
+"""Maximum bytes of an answer, decompressed: several large pictures in base64."""
 
 
 def checked_url(url: str) -> str:
@@ -67,21 +69,21 @@ def key_header(key: str, variable: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class WebAnswer:
-    """An answer of httpx, and the key that its messages must not show."""
+    """An answer, and the key that its messages must not show.
 
-    response: Any
+    Attributes:
+        body: its bytes; if it is not `whole`, it was longer than allowed and this is its beginning.
+    """
+
+    status: int
+    body: bytes
     key: str
-
-    @property
-    def status(self) -> int:
-        """The status code."""
-        code: int = self.response.status_code
-        return code
+    whole: bool = True
 
     @property
     def shown(self) -> str:
         """The beginning of the body, for messages."""
-        text: str = self.response.text
+        text = self.body.decode(errors="replace")
         return (text.replace(self.key, "***") if self.key else text)[:_SHOWN]
 
     def json(self) -> Any:
@@ -89,7 +91,7 @@ class WebAnswer:
         import json
 
         try:
-            return json.loads(self.response.content)
+            return json.loads(self.body)
         except RecursionError:
             raise ValueError("its JSON is nested too deeply") from None
 
@@ -120,7 +122,7 @@ class WebService:
         self.timeout_seconds = timeout_seconds
         self._key = key.strip()
         headers = key_header(self._key, variable) if self._key else {}
-        self._outage: tuple[type[Exception], ...] = (httpx.TransportError, TimeoutError)
+        self._outage: tuple[type[Exception], ...] = (httpx.TransportError, httpx.DecodingError, TimeoutError)
         self._client = httpx.AsyncClient(headers=headers, timeout=timeout_seconds)
         self._patience = Patience(seconds=OUTAGE_SECONDS)
 
@@ -134,25 +136,37 @@ class WebService:
 
     async def _once(self, body: Any) -> WebAnswer:
         try:
-            async with asyncio.timeout(self.timeout_seconds):  # httpx's own is for each piece of an answer
-                answer = await self._client.post(self.url, json=body)
+            # httpx's own timeout is for each piece of an answer.
+            async with (
+                asyncio.timeout(self.timeout_seconds),
+                self._client.stream("POST", self.url, json=body) as answer,
+            ):
+                if answer.status_code == 429 or answer.status_code >= 500:
+                    asked = _seconds(answer.headers.get("Retry-After", ""))
+                    said = f"{self.url} answers {answer.status_code}"
+                    raise Unavailable(said, reason=self.away, retry_after=asked)
+                found = bytearray()
+                async for piece in answer.aiter_bytes():
+                    found += piece
+                    if len(found) > _MOST_BYTES:
+                        break
+                whole = len(found) <= _MOST_BYTES
+                return WebAnswer(answer.status_code, bytes(found[:_MOST_BYTES]), self._key, whole)
         except self._outage as error:
             late = isinstance(error, TimeoutError) or "Timeout" in type(error).__name__
             why = f"no answer within {self.timeout_seconds:g} s" if late else str(error) or type(error).__name__
             raise Unavailable(f"{self.url} cannot be reached: {why}", reason=self.away) from error
-        if answer.status_code == 429 or answer.status_code >= 500:
-            asked = _seconds(answer.headers.get("Retry-After", ""))
-            raise Unavailable(f"{self.url} answers {answer.status_code}", reason=self.away, retry_after=asked)
-        return WebAnswer(answer, self._key)
 
     def refused(self, answer: WebAnswer, one: str, reason: str, advice: str = "") -> Exception | None:
-        """The error of an answer that is not a 200, or None.
+        """The error of an answer that is not a whole 200, or None.
 
         Args:
             one: reason of the error of a single row.
             reason: reason of the error that ends the run.
             advice: what to do about the latter.
         """
+        if not answer.whole:
+            return InvalidInput(f"{self.url} answers with over {_MOST_BYTES >> 20} MiB", reason=one)
         if answer.status == 200:
             return None
         said = f"{self.url} answers {answer.status}: {answer.shown}"

@@ -34,7 +34,7 @@ class GuardedSource:
             made = list(await asked)
         except SightlineError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._not_written(f"raised {type(error).__name__}: {error}", traceback=True) from error
         if fault := _fault(made, prompt, len(ask.made), self.writes):
             raise self._not_written(fault)

@@ -75,7 +75,7 @@ def value(name: str, loss: Loss, sides: Any) -> Tensor:
 
     try:
         found = loss(sides)
-    except Exception as error:  # code of others may raise anything
+    except (Exception, SystemExit) as error:  # code of others may raise anything
         why = f"raised {type(error).__name__}: {error}"
         raise PreconditionFailed(f"dpo.loss: {name} {why}"[:500], reason="LOSS_UNUSABLE") from error
     if not isinstance(found, torch.Tensor) or found.shape != sides.chosen.shape:

@@ -56,7 +56,7 @@ class GuardedFilter:
     def _fault(self, ask: Callable[[], object]) -> str | None:
         try:
             found = ask()
-        except Exception:
+        except (Exception, SystemExit):
             self._failures.tell("raised", "raised: what it should judge is dropped", traceback=True)
             return FILTER_FAILED
         if found is None or (isinstance(found, str) and found):
@@ -81,7 +81,7 @@ class GuardedRule:
                 known = any(chosen is each for each in group) and any(rejected is each for each in group)
                 if not known or chosen is rejected or not (math.isfinite(weight) and weight > 0):
                     raise ValueError(f"the rule pairs {chosen.index} and {rejected.index} with weight {weight}")
-        except Exception:
+        except (Exception, SystemExit):
             self._failures.tell("failed", "failed: no pairs", traceback=True)
             return Picked(lacking=RULE_FAILED)
         return picked
@@ -94,7 +94,7 @@ class GuardedRule:
         """
         try:
             return self.part.rejected_images(prompt, iteration)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PreconditionFailed(
                 f"the rule {self.name} has no images for {prompt.id}: {type(error).__name__}: {error}",
                 reason="RULE_FAILED",

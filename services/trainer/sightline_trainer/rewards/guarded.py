@@ -47,7 +47,7 @@ class Guarded:
             scores = list(await self.term(prompt, candidates, version=version))
         except SightlineError:
             raise
-        except Exception:
+        except (Exception, SystemExit):
             self._failures.tell(RAISED, f"raised for prompt {prompt.id}: no score", traceback=True)
             return [Score(None, error=RAISED) for _ in candidates]
         if len(scores) != len(candidates):

@@ -13,6 +13,8 @@ steps with the same number of pairs, one epoch. TRL samples, scores and trains b
 in the same process. Ours uses the services (sampler, scorer with Triton, each with one torch thread) and ends with a
 published policy whose arrival is proved. All processes count. Startup counts on neither side (services; TRL's trainer),
 but our update loads the model in each iteration, and that counts. No cache holds anything of a turn's prompts.
+Each turn is the first iteration of a run, so that ours may take the reference's log-probs from the sampler
+(`dpo.reference.from_sampler`); "computed" is ours by default, with a forward pass for them, as in any later iteration.
 GRPOTrainer at K = 8 trains on all eight answers, ours at K = 8 on one pair of them; it is listed for scale.
 
 Wall clock is compared with the faster of TRL on one thread and on all cores; ours keeps one thread per service. "Ahead"
@@ -67,12 +69,13 @@ class Ours:
     at: tuple[str, str]
     pairs: dict[str, list[int]] = field(default_factory=dict)
 
-    def recipe(self, candidates: int, turn: int, *, ahead: bool) -> Any:
-        """The recipe without filters: every prompt whose samples differ gives a pair, as in TRL."""
+    def recipe(self, candidates: int, turn: int, *, ahead: bool, computed: bool) -> Any:
+        """The recipe without filters: every prompt whose samples differ gives a pair, as in TRL. The sampler's
+        log-probs are the reference's (`dpo.reference.from_sampler`), unless all are computed."""
         from sightline_trainer.recipe import Recipe
 
         iterations = AHEAD if ahead else 1
-        of_its_own = {2: "", 8: "k8-"}[candidates] + ("ahead-" if ahead else "")
+        of_its_own = {2: "", 8: "k8-"}[candidates] + ("ahead-" if ahead else "") + ("computed-" if computed else "")
         train = pool(self.scratch, iterations * self.shape.prompts, f"{of_its_own}{turn}")
         return Recipe.model_validate(
             {
@@ -95,19 +98,26 @@ class Ours:
                 },
                 "reward": {"address": self.at[1]},
                 "filters": {},
-                "dpo": {"beta": BETA, "learning_rate": RATE, "batch_size": self.shape.batch},
+                "dpo": {
+                    "beta": BETA,
+                    "learning_rate": RATE,
+                    "batch_size": self.shape.batch,
+                    "reference": {"from_sampler": not computed},
+                },
                 "evaluation": {"prompts": 1, "greedy_prompts": 0, "questions": 0, "diverse_prompts": 0},
             }
         )
 
-    def iterations(self, name: str, candidates: int, turns: range, *, ahead: bool = False) -> Iterator[None]:
+    def iterations(
+        self, name: str, candidates: int, turns: range, *, ahead: bool = False, computed: bool = False
+    ) -> Iterator[None]:
         """One after another: sample, score, pair, update, publish."""
         from sightline_trainer.loop import Loop
         from sightline_trainer.runs import RunDirectory
 
         made_of = self.pairs.setdefault(name, [])
         for turn in turns:
-            wanted = self.recipe(candidates, turn, ahead=ahead)
+            wanted = self.recipe(candidates, turn, ahead=ahead, computed=computed)
             run = RunDirectory(self.scratch / f"ours-{name}-{turn}")
             run.open(wanted)
             loop = Loop(wanted, run, lambda event: None)
@@ -207,12 +217,14 @@ def measure(
         made = {
             "ours": ours.iterations("2", 2, turns),
             "theirs": iter([peers.online(each) for each in rows]),
+            "ours, all computed": ours.iterations("computed", 2, turns, computed=True),
             "ours at K = 8": ours.iterations("8", 8, turns),
             "theirs on all cores": iter([peers.online(each) for each in rows]),
         }
         arms: dict[str, Callable[[], object]] = {
             "ours": lambda: next(made["ours"]),
             "theirs": trained(made["theirs"]),
+            "ours, all computed": lambda: next(made["ours, all computed"]),
             "ours at K = 8": lambda: next(made["ours at K = 8"]),
             "theirs on all cores": trained(made["theirs on all cores"], os.cpu_count() or 1),
         }
@@ -255,7 +267,13 @@ def _playground_rows(samples: dict[str, list[Sample]], equal: dict[str, Any], pa
         Row("trl_online_over_ours_wall", wall, "ratio", "higher", None, ONLINE, wall_detail),
         Row("trl_online_over_ours_ahead_wall", ahead, "ratio", "higher", None, ONLINE, ahead_detail),
         Row("ours_k8_over_k2", eight, "ratio", "lower", None, "ours at K = 2", eight_detail),
+        _computed("trl_online_over_ours_computed", samples),
     ]
+
+
+def _computed(name: str, samples: dict[str, list[Sample]]) -> Row:
+    value, detail = ratio(samples["theirs"], samples["ours, all computed"])
+    return Row(name, value, "ratio", "higher", None, ONLINE, detail)
 
 
 def _large_rows(samples: dict[str, list[Sample]], equal: dict[str, Any], pairs: dict[str, list[int]]) -> list[Row]:
@@ -271,6 +289,7 @@ def _large_rows(samples: dict[str, list[Sample]], equal: dict[str, Any], pairs: 
         Row("trl_best_online_over_ours_576", best, "ratio", "higher", 2.0, at_best, {**best_detail, **equal}),
         Row("trl_best_online_over_ours_576_wall", best_wall, "ratio", "higher", None, at_best, best_wall_detail),
     ]
+    rows.append(_computed("trl_online_over_ours_576_computed", samples))
     if "GRPO" in samples:
         grpo, grpo_detail = ratio(samples["GRPO"], samples["ours at K = 8"])
         grpo_wall, grpo_wall_detail = ratio(samples["GRPO"], samples["ours at K = 8"], "wall")

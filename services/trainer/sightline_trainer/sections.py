@@ -324,6 +324,11 @@ class Dpo(Section):
             raise ValueError("dpo.token_kl runs the base model in each step: leave dpo.reference.of at {base: 1}")
         if "ema" in self.reference.of and self.train_projector:
             raise ValueError("dpo.reference.of.ema averages adapters, and dpo.train_projector trains more than one")
+        if self.reference.from_sampler and (unlike := self._beyond_the_sampler()):
+            raise ValueError(
+                "dpo.reference.from_sampler takes plain sums of the sampler's log-probs, which do not go with "
+                f"{', '.join(unlike)}: set it to false, or change that"
+            )
         if self.batch_tokens is not None and (whole := WHOLE & set(self.loss)):
             raise ValueError(
                 f"dpo.batch_tokens splits batches, which {', '.join(sorted(whole))} need whole: use one of them"
@@ -334,7 +339,19 @@ class Dpo(Section):
             raise ValueError("dpo.train_projector goes with a LoRA: with dpo.train full, set dpo.train_vision")
         return self
 
+    def _beyond_the_sampler(self) -> list[str]:
+        """Settings whose reference log-probs are not the sums of what a sampler tells."""
+        return [
+            *([] if self.dtype == "float32" else [f"dpo.dtype={self.dtype}"]),
+            *([] if self.ld_alpha is None else ["dpo.ld_alpha"]),
+            *([] if self.token_weights.by == "none" else [f"dpo.token_weights.by={self.token_weights.by}"]),
+            *([] if self.guidance.scale == 1.0 else ["dpo.guidance"]),
+            *(f"the loss {name}" for name in self.loss if name in _WITH_EXTRA_ROWS),
+        ]
 
+
+_WITH_EXTRA_ROWS = ("image", "image_joint", "optimism")
+"""Losses that need the reference's log-probs of further rows of a pair (`dpo/extra_rows.py`)."""
 _ASKED_BY = {
     "label_smoothing": ("robust", "aot", "aot_unpaired", "exo_pair"),
     "discopop_tau": ("discopop",),

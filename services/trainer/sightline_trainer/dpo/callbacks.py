@@ -85,6 +85,8 @@ class Begin(TrainerCallback):
         )
         if self.sampled is not None:
             self.figures |= judge(apart, self.limit)
+        if self.trainer.from_sampler is not None:
+            self.figures["reference_from_sampler"] = self.trainer.from_sampler
         self.reference_seconds = time.monotonic() - self.began
 
     def _try_out(self) -> None:

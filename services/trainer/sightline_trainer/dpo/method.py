@@ -97,6 +97,14 @@ class References(Section):
     adaptive: bool = Field(
         False, description=("With several references: weight each by how well it separates the sides of a pair (MRPO).")
     )
+    from_sampler: bool = Field(
+        False,
+        description=(
+            "Where the policy that sampled is the reference (base in a run's first iteration, previous in all), take "
+            "the sampler's log-probs of a pair's sides in place of a forward pass. One prompt of 16 is still computed "
+            "and compared, and all are if one differs by over 0.001 nats a token. Needs dpo.dtype float32."
+        ),
+    )
 
     @model_validator(mode="after")
     def _tied(self) -> Self:

@@ -7,7 +7,7 @@ This runs when the trainer has prepared the model, so it works the same in one p
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,13 +22,17 @@ from sightline_trainer.dpo.method import References
 from sightline_trainer.dpo.parts import in_step
 from sightline_trainer.dpo.references import combined, shown_as
 from sightline_trainer.dpo.release import release_reference
-from sightline_trainer.dpo.sampled import SampledLogprobs, gaps
+from sightline_trainer.dpo.sampled import LIMITS, SampledLogprobs, gaps
 from sightline_trainer.dpo.support import base_of
 from sightline_trainer.dpo.trainer import OURS, FastDPOTrainer, Recorder
 
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
+_CHECKED = 16
+"""One prompt of so many is computed where the sampler's log-probs stand for the reference's."""
+_LEAST_CHECKED = 4
+"""Prompts that are computed at least."""
 
 
 def token_logprobs(trainer: FastDPOTrainer, batch: dict[str, Any]) -> Tensor:
@@ -127,7 +131,8 @@ def add_reference(
     them by the pair's id.
 
     The processes share the work. `trainer.references` defines the reference, by default the base model: the adapter
-    off, or `trainer.ref_model`, which is released afterwards.
+    off, or `trainer.ref_model`, which is released afterwards. With `from_sampler`, pairs whose log-probs the sampler
+    told need no pass, but for those that are checked.
 
     Args:
         sampled: the sampler's log-probs of the sides; None compares nothing.
@@ -135,7 +140,7 @@ def add_reference(
         extrapolate: the extrapolation with which the sampling policy was published.
 
     Returns:
-        The gaps of all sides that can be compared (`sampled.gaps`).
+        The gaps of all computed sides that can be compared (`sampled.gaps`).
     """
     collator: PairCollator = trainer.data_collator
     accelerator = trainer.accelerator
@@ -146,18 +151,33 @@ def add_reference(
     before = {name for name in settings.of if at_reference or (name == "previous" and not extrapolate)}
     passes = len(settings.of) + (sampled is not None and not before)
     sums: dict[int, dict[str, Tensor]] = {}
-    for place, name in enumerate(settings.of):
+
+    def compute(name: str, place: int, rows: Sequence[int]) -> None:
         with shown_as(trainer, name, trainer.previous, settings.decay) as asked:
-            for number, count, rows, batch in _batches(trainer):
+            for number, count, some, batch in _batches(trainer, rows):
                 model, values = _summed(trainer, asked, batch)
-                parts = values.split(len(rows), dim=1)  # two with a second rejected side
-                for at, row in enumerate(rows):
+                parts = values.split(len(some), dim=1)  # two with a second rejected side
+                for at, row in enumerate(some):
                     sums.setdefault(row["pair_id"], {})[name] = torch.stack([part[:, at] for part in parts], dim=1)
                 if sampled is not None and name in before:
                     masks = batch["completion_mask"][: model.rows, 1:].bool()
-                    apart |= gaps(sampled, rows, model.output.log_probs[: model.rows].float().cpu(), masks.cpu())
+                    apart.update(gaps(sampled, some, model.output.log_probs[: model.rows].float().cpu(), masks.cpu()))
                 del model
                 report(place * count + number, passes * count)
+
+    rows = in_order(trainer)
+    told = _told(trainer, sampled, rows) if before and trainer.references.from_sampler else {}
+    for place, name in enumerate(settings.of):
+        compute(name, place, [row for row in rows if name not in before or row not in told])
+        if name not in before or not told:
+            continue
+        if _differ(apart):
+            logger.warning("the sampler's log-probs are not the trainer's; the reference's are computed for all pairs")
+            compute(name, place, list(told))
+            told = {}
+        for pair, each in told.values():
+            sums.setdefault(pair, {})[name] = each
+        trainer.from_sampler = len(told) / len(rows)
     found: list[tuple[int, Reference]] = [
         (pair, tuple(map(tuple, combined(torch.stack(list(each.values())), settings).T.tolist())))
         for pair, each in sums.items()
@@ -166,9 +186,9 @@ def add_reference(
         release_reference(trainer)
     if sampled is not None and not before:
         with extrapolated(accelerator.unwrap_model(trainer.model), extrapolate), collator.bare():
-            for number, count, rows, batch in _batches(trainer):
+            for number, count, some, batch in _batches(trainer, rows):
                 masks, logprobs = batch["completion_mask"][:, 1:].bool(), token_logprobs(trainer, batch)
-                apart |= gaps(sampled, rows, logprobs.cpu(), masks.cpu())
+                apart |= gaps(sampled, some, logprobs.cpu(), masks.cpu())
                 report((passes - 1) * count + number, passes * count)
     collator.columns = columns
     if accelerator.num_processes > 1:
@@ -176,6 +196,30 @@ def add_reference(
     collator.reference = dict(found)
     trainer.precompute_ref_logps = True
     return apart
+
+
+def _told(
+    trainer: FastDPOTrainer, sampled: SampledLogprobs | None, rows: Sequence[int]
+) -> dict[int, tuple[int, Tensor]]:
+    """(pair_id, [2, P] sums) by row of the data, for pairs that need no pass: the sampler told the log-probs of all
+    sides, and the prompt is not among those that are checked."""
+    if sampled is None or trainer.extras:
+        return {}
+    data = trainer.train_dataset
+    pairs = data.select_columns([name for name in data.column_names if name != "images"])
+    known = {row: (pair, sums) for row in rows if (sums := sampled.sums(pair := pairs[row])) is not None}
+    prompts = list(dict.fromkeys(pair["prompt_id"] for pair, _ in known.values()))
+    checked = set(prompts[:: max(1, min(_CHECKED, len(prompts) // _LEAST_CHECKED))])
+    return {
+        row: (pair["pair_id"], torch.tensor(sums))
+        for row, (pair, sums) in known.items()
+        if pair["prompt_id"] not in checked
+    }
+
+
+def _differ(apart: Mapping[str, float]) -> bool:
+    """Whether a checked side differs on any process."""
+    return any(not gap <= LIMITS["float32"] for gap in gather_object([max(apart.values(), default=0.0)]))
 
 
 def _summed(trainer: FastDPOTrainer, asked: Any, batch: dict[str, Any]) -> tuple[Recorder, Tensor]:
@@ -192,12 +236,14 @@ def _summed(trainer: FastDPOTrainer, asked: Any, batch: dict[str, Any]) -> tuple
     return recorder, torch.cat([*(side.float() for side in sides), extras]).view(2 + len(trainer.extras), -1).cpu()
 
 
-def _batches(trainer: FastDPOTrainer) -> Iterator[tuple[int, int, list[dict[str, Any]], dict[str, Any]]]:
-    """(number from 1, total, pairs, collated) of this process' share; several with one number if tokens are bounded."""
-    order = in_order(trainer)
+def _batches(
+    trainer: FastDPOTrainer, order: Sequence[int]
+) -> Iterator[tuple[int, int, list[dict[str, Any]], dict[str, Any]]]:
+    """(number from 1, total, pairs, collated) of this process' share of some rows; several with one number if tokens
+    are bounded."""
     world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
     share = -(-len(order) // world)
-    mine = order[rank * share : (rank + 1) * share]
+    mine = list(order[rank * share : (rank + 1) * share])
     mine += order[-1:] * (share - len(mine))  # every process takes part in every forward pass
     size = 2 * trainer.args.per_device_train_batch_size
     for number, start in enumerate(range(0, share, size), 1):

@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from sightline.errors import PreconditionFailed
 from torch import Tensor
 
+from sightline_trainer.dpo.collator import SIDES, unfold
+
 logger = logging.getLogger(__name__)
 
 LIMITS = {"float32": 1e-3, "bfloat16": 0.05}
@@ -52,6 +54,13 @@ class SampledLogprobs:
         if pair.get(f"{side}_images"):
             return None
         return self.logprobs.get(_key(pair["prompt_id"], pair["prompt"][-1]["content"], pair[f"{side}_ids"]))
+
+    def sums(self, pair: Mapping[str, Any]) -> list[list[float]] | None:
+        """[2, P] summed log-probs of a pair's chosen and rejected side, for each of its P rejected sides; None if the
+        sampler did not tell them all."""
+        found = [[self.of(part, side) for part in unfold([pair])] for side in SIDES]
+        known = [[math.fsum(each) for each in side if each is not None] for side in found]
+        return known if all(len(some) == len(side) for some, side in zip(known, found, strict=True)) else None
 
 
 def _key(prompt_id: str, prompt: str, ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:

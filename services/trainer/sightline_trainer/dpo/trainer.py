@@ -99,6 +99,7 @@ class FastDPOTrainer(DPOTrainer):
         guidance: V-DPO's g; 1 means no guidance.
         token_kl: computes both sides' token KLs; None: no shift.
         references, previous: the reference models, and the directory of the policy that the update starts from.
+        from_sampler: share of the pairs whose reference log-probs are the sampler's; None where they may not be.
         doubts: for cdpo. rpo_temperature: for rpo.
         margin_scale: factor on the pair's margin, by which the chosen side must win.
         povid_betas: beta1, beta2.
@@ -115,6 +116,7 @@ class FastDPOTrainer(DPOTrainer):
     token_kl: TokenKl | None = None
     references: References = References()
     previous: Path | None = None
+    from_sampler: float | None = None
     doubts: Doubts | None = None
     rpo_temperature: float = 0.5
     margin_scale: float = 0.0

@@ -39,13 +39,11 @@ class Limit:
 
     def score(self, requests: Sequence[Request]) -> list[torch.Tensor]:
         """Cosines [8] of each request's texts with its image."""
-        with torch.inference_mode():
-            images = self.images([request.image for request in requests])
-            texts = self.texts([text for request in requests for text in request.texts])
-            return [
-                part @ images[n] for n, part in enumerate(texts.split([len(request.texts) for request in requests]))
-            ]
+        images = self.images([request.image for request in requests])
+        texts = self.texts([text for request in requests for text in request.texts])
+        return [part @ images[n] for n, part in enumerate(texts.split([len(request.texts) for request in requests]))]
 
+    @torch.inference_mode()
     def images(self, files: Sequence[bytes]) -> torch.Tensor:
         """Embeddings [N, D] of encoded images."""
         made = []
@@ -54,6 +52,7 @@ class Limit:
             made.append(self._normal(self._model.encode_image(torch.stack(pixels))))
         return torch.cat(made)
 
+    @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Embeddings [N, D] of texts."""
         ids = self._tokenizer(list(texts))
@@ -82,16 +81,15 @@ class Limit:
     def _find_batches(self, requests: list[Request]) -> None:
         """The batch size of each tower that takes the least time per item."""
         images, texts = [one.image for one in requests], [text for one in requests for text in one.texts]
-        with torch.inference_mode():
-            self.score(requests[:2])
-            costs: dict[int, float] = {}
-            for self.image_batch in (1, 4, 16):
-                costs[self.image_batch] = _seconds(lambda: self.images(images))
-            self.image_batch = min(costs, key=costs.__getitem__)
-            costs = {}
-            for self.text_batch in (8, 32, 128):
-                costs[self.text_batch] = _seconds(lambda: self.texts(texts))
-            self.text_batch = min(costs, key=costs.__getitem__)
+        self.score(requests[:2])
+        costs: dict[int, float] = {}
+        for self.image_batch in (1, 4, 16):
+            costs[self.image_batch] = _seconds(lambda: self.images(images))
+        self.image_batch = min(costs, key=costs.__getitem__)
+        costs = {}
+        for self.text_batch in (8, 32, 128):
+            costs[self.text_batch] = _seconds(lambda: self.texts(texts))
+        self.text_batch = min(costs, key=costs.__getitem__)
 
 
 def _seconds(work: Any) -> float:

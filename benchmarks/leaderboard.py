@@ -169,7 +169,14 @@ def supervision(recipe: Any) -> str:
 
 def digest(recipe: Any) -> str:
     """Digest of everything that sets a run, so that recipes with the same neutral share one run."""
-    aside = {"name": True, "description": True, "sampling": {"address"}, "reward": {"address"}, "services": True}
+    aside = {
+        "name": True,
+        "description": True,
+        "sampling": {"address"},
+        "reward": {"address"},
+        "services": True,
+        "dpo": {"reference": {"from_sampler"}},  # changes rounding alone
+    }
     said = json.dumps(recipe.model_dump(mode="json", exclude=aside), sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()
 

@@ -92,7 +92,7 @@ class Examiner:
             except InvalidInput:  # a sampled id that cannot be scored
                 return None
 
-        drawn = await self._sampled(engine, questions, version)
+        drawn = await self._sampled(engine, questions, version, slots)
         scores, scored = await asyncio.gather(
             asyncio.gather(*(score(question, question.token_ids) for question in questions)),
             asyncio.gather(*(again(question, candidate) for question, candidate in drawn)),
@@ -221,17 +221,20 @@ class Examiner:
         return np.asarray(scores.logprobs, dtype=np.float64)
 
     async def _sampled(
-        self, engine: Engine, questions: Sequence[ProbeQuestion], version: int
+        self, engine: Engine, questions: Sequence[ProbeQuestion], version: int, slots: asyncio.Semaphore
     ) -> list[tuple[ProbeQuestion, Candidate]]:
-        """Candidates sampled in the ordinary way, with their prompts' questions."""
-        drawn: list[tuple[ProbeQuestion, Candidate]] = []
-        for number, question in enumerate(questions[: self._settings.sampled]):
+        """Candidates sampled in the ordinary way and together, with their prompts' questions."""
+
+        async def draw(number: int, question: ProbeQuestion) -> list[tuple[ProbeQuestion, Candidate]]:
             params = SamplingParams(max_tokens=self._settings.sampled_tokens)
             work = SampleWork("arrival", question.asked, [number], params, Pinned(version))
-            async for event in engine.sample(work):
-                if isinstance(event, Candidate) and len(event.logprobs):
-                    drawn.append((question, event))
-        return drawn
+            async with slots:
+                drawn = [event async for event in engine.sample(work) if isinstance(event, Candidate)]
+            return [(question, one) for one in drawn if len(one.logprobs)]
+
+        some = questions[: self._settings.sampled]
+        each = await asyncio.gather(*(draw(number, question) for number, question in enumerate(some)))
+        return [one for drawn in each for one in drawn]
 
 
 def _too_few(count: int, engine: Engine) -> Unavailable:

@@ -1,5 +1,6 @@
 """RunQueue with a scripted loop: order, stops, resumes, and a restart from the files on disk."""
 
+import errno
 import fcntl
 import shutil
 import subprocess
@@ -325,12 +326,39 @@ def test_a_run_that_another_process_works_on_is_left_alone(scripted: Scripted, t
 def test_who_only_looks_whether_a_run_is_leased_keeps_nobody_from_it(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     assert not leased(run)
+    assert not run.root.exists()
+    run.root.mkdir()
     with (run.root / ".lease").open("a+") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)  # another trainer that starts, and looks at the same moment
         assert not leased(run)
         threading.Timer(0.1, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
         with lease(run):
             assert leased(run)
+
+
+def test_a_run_that_cannot_be_written_holds_up_neither_a_start_nor_the_others(
+    scripted: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer did not start, or the thread that executes runs ended."""
+    before = RunQueue(tmp_path / "runs")
+    locked, fine = submit(before, "locked"), submit(before, "fine")
+    write = RunDirectory.set_state
+
+    def refusing(run: RunDirectory, state: Any, **facts: object) -> None:
+        if run.id == locked.id:
+            raise OSError(errno.EROFS, "Read-only file system")
+        write(run, state, **facts)
+
+    monkeypatch.setattr(RunDirectory, "set_state", refusing)
+    after = RunQueue(tmp_path / "runs")
+    after.start()
+    scripted.let(2)
+    until(fine, "succeeded")
+    after.go_on(locked.id)  # it counts as queued
+    scripted.let(2)
+    until(submit(after, "last"), "succeeded")
+    assert (after.alive(), scripted.order) == (True, ["fine", "last"])
+    after.close()
 
 
 @pytest.mark.parametrize("run_id", ["no-such", "../runs", "", "UPPER"])

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 import pytest
 from sightline.errors import Cancelled, DataCorrupted, InvalidInput, PreconditionFailed
 from sightline_chassis.settings import SettingsError
-from sightline_trainer import loop, stopwatch
+from sightline_trainer import loop, runs, stopwatch
 from sightline_trainer.ahead import Ahead
 from sightline_trainer.disk import DiskFull, disk_full
-from sightline_trainer.events import Event, EventLog, EventReader, read_events
+from sightline_trainer.events import Event, EventLog, EventReader, Observer, read_events
 from sightline_trainer.execute import execute
 from sightline_trainer.files import read_json
 from sightline_trainer.recipe import Recipe, load_recipe
@@ -192,6 +193,56 @@ def test_a_full_disk_ends_the_run_with_its_reason_and_it_goes_on_afterwards(
     full = False
     execute(recipe(), run, lambda event: None)
     assert (run.state()["state"], run.state()["reason"]) == ("succeeded", "")
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+def test_a_run_whose_directory_goes_ends_and_writes_nothing_more(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It made an empty run of that name, or wrote into another one."""
+
+    class Goes:
+        def __init__(self, recipe: Recipe, run: RunDirectory, observer: Observer, *rest: object) -> None:
+            self.run_directory, self.observer = run, observer
+
+        def run(self) -> list[dict[str, float]]:
+            self.observer(Event("start"))
+            root = self.run_directory.root
+            if how == "moved":
+                root.rename(tmp_path / "elsewhere")
+            else:
+                shutil.rmtree(root)
+            if how == "replaced":
+                root.mkdir()
+            self.observer(Event("pair", 1))
+            raise AssertionError("it went on")
+
+    monkeypatch.setattr(loop, "Loop", Goes)
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(PreconditionFailed, match=r"was moved, removed or replaced while its run worked") as ended:
+        execute(recipe(), run, lambda event: None)
+    assert ended.value.reason == "RUN_REMOVED"
+    assert run.root.exists() == (how == "replaced")
+    assert not list(run.root.glob("*"))
+    if how == "moved":
+        monkeypatch.setattr(Goes, "run", lambda self: [])
+        execute(recipe(), RunDirectory(tmp_path / "elsewhere"), lambda event: None)
+
+
+def test_a_stop_stays_one_where_the_state_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def __init__(self, *rest: object) -> None: ...
+
+        def run(self) -> list[dict[str, float]]:
+            def refused(*rest: object) -> None:
+                raise OSError(errno.EROFS, "Read-only file system")
+
+            monkeypatch.setattr(runs, "write_json", refused)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "Loop", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        execute(recipe(), RunDirectory(tmp_path / "run"), lambda event: None)
 
 
 def test_another_recipe_does_not_fail_the_run_that_is_there(tmp_path: Path) -> None:

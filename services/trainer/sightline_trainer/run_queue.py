@@ -70,10 +70,13 @@ class RunQueue:
         self.root.mkdir(parents=True, exist_ok=True)
         readable = [(state, run) for run in self.list() if (state := state_of(run)) is not None]
         for state, run in sorted(readable, key=lambda found: float(found[0].get("queued", 0.0))):
-            if state["state"] in UNFINISHED and not leased(run):
-                run.set_state("queued" if self.resume else "stopped")
-                if self.resume:
-                    self._waiting.put(run.id)
+            try:
+                if state["state"] in UNFINISHED and not leased(run):
+                    run.set_state("queued" if self.resume else "stopped")
+                    if self.resume:
+                        self._waiting.put(run.id)
+            except OSError:  # others can be written
+                logger.exception("run %s cannot be written and is not resumed", run.id)
         self._thread.start()
 
     def alive(self) -> bool:
@@ -230,38 +233,45 @@ class RunQueue:
             if run_id is None:
                 return
             try:
-                with self._lock:
-                    run = self.get(run_id)
-                    if run.state()["state"] != "queued":
-                        continue
-                    recipe = _recipe_of(run, self.allowed.parts)
-                    self.allowed.check(recipe, self.connections)  # the settings may have changed since it was started
-                    self._current = run_id
-            except InvalidInput as error:
-                logger.warning("run %s may not continue: %s", run_id, error)
-                run.set_state("failed", error=error.message, reason=error.reason)
-                continue
-            except Exception as error:  # its directory was deleted, or written by another version of the trainer
-                logger.exception("run %s cannot be read", run_id)
-                with suppress(Exception):
-                    self.get(run_id).set_state("failed", error=f"it cannot be read: {error}", reason="RUN_UNREADABLE")
-                continue
-            try:
-                execute(recipe, run, partial(self._check, run_id), self.connections, partial(self._halt, run_id))
-            except Cancelled:
-                if self._closing and run_id not in self._stops:
-                    run.set_state("queued")
-            except Exception as error:
-                logger.exception("run %s failed", run_id)
-                if run.state().get("state") == "queued":  # it was refused before it began
-                    reason = error.reason if isinstance(error, SightlineError) else "UNEXPECTED"
-                    run.set_state("failed", error=f"{type(error).__name__}: {error}", reason=reason)
-            finally:
-                with self._lock:
-                    if self._again and run.state().get("state") == "stopped":
-                        self._enqueue(run)
-                    self._current, self._again = "", False
-                    self._stops.pop(run_id, None)
+                self._do(run_id)
+            except Exception:  # of a directory that can no longer be read or written: other runs may be elsewhere
+                logger.exception("run %s was given up", run_id)
+
+    def _do(self, run_id: str) -> None:
+        """Execute a run, unless it is no longer queued."""
+        try:
+            with self._lock:
+                run = self.get(run_id)
+                if run.state()["state"] != "queued":
+                    return
+                recipe = _recipe_of(run, self.allowed.parts)
+                self.allowed.check(recipe, self.connections)  # the settings may have changed since it was started
+                self._current = run_id
+        except InvalidInput as error:
+            logger.warning("run %s may not continue: %s", run_id, error)
+            run.set_state("failed", error=error.message, reason=error.reason)
+            return
+        except Exception as error:  # its directory was deleted, or written by another version of the trainer
+            logger.exception("run %s cannot be read", run_id)
+            with suppress(Exception):
+                self.get(run_id).set_state("failed", error=f"it cannot be read: {error}", reason="RUN_UNREADABLE")
+            return
+        try:
+            execute(recipe, run, partial(self._check, run_id), self.connections, partial(self._halt, run_id))
+        except Cancelled:
+            if self._closing and run_id not in self._stops:
+                run.set_state("queued")
+        except Exception as error:
+            logger.exception("run %s failed", run_id)
+            if run.state().get("state") == "queued":  # it was refused before it began
+                reason = error.reason if isinstance(error, SightlineError) else "UNEXPECTED"
+                run.set_state("failed", error=f"{type(error).__name__}: {error}", reason=reason)
+        finally:
+            with self._lock:
+                self._current, again, self._again = "", self._again, False
+                self._stops.pop(run_id, None)
+                if again and run.state().get("state") == "stopped":
+                    self._enqueue(run)
 
     def _check(self, run_id: str, event: Event) -> None:
         self._halt(run_id)

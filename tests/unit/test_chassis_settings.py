@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field, ValidationError
 from sightline_chassis.settings import Section, ServiceSettings, SettingsError, load_settings, resolved
+from sightline_chassis.shipped import model_place
 
 
 class ModelSettings(Section):
@@ -74,6 +75,14 @@ def test_values_are_yaml_but_strings_are_as_written(tmp_path: Path) -> None:
     assert (settings.server.reflection, settings.server.announce, settings.model.temperature) == (False, None, 0.1)
     assert settings.count == 5
     assert settings.others["b"] == ModelSettings()
+
+
+@pytest.mark.parametrize("text", ["runs/my run #2/data", "a\n  b # c", "[x]/a", "{x}/a", "a: b", "C# and D"])
+def test_a_plain_text_is_neither_cut_nor_folded(tmp_path: Path, text: str) -> None:
+    """YAML takes " #" for a comment: a run logged to another directory than its own."""
+    settings = load(tmp_path, "", f"label={text}", f"model.path={text}")
+    assert (settings.label, str(settings.model.path)) == (text, text)
+    assert load(tmp_path, "", 'label="a #b"  # quoted').label == "a #b"
 
 
 def test_mappings_merge(tmp_path: Path) -> None:
@@ -150,3 +159,13 @@ def test_every_field_of_the_chassis_is_explained() -> None:
     for section in (ServiceSettings, *(f.annotation for f in ServiceSettings.model_fields.values())):
         assert section is not None
         assert all(field.description for field in section.model_fields.values())
+
+
+def test_a_path_may_begin_with_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--set runs=~/runs`, which no shell expands, made a directory named ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = load(tmp_path, "server: {announce: ~/at.json}", "model.path=~/model")
+    assert (settings.server.announce, settings.model.path) == (tmp_path / "at.json", tmp_path / "model")
+    assert model_place("~/clip") == str(tmp_path / "clip")
+    assert model_place("local-dir:~/clip") == f"local-dir:{tmp_path / 'clip'}"
+    assert (model_place("org/name"), model_place("ViT-B-32")) == ("org/name", "ViT-B-32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -22,6 +23,14 @@ class Section(pydantic.BaseModel):
     @classmethod
     def _empty_means_defaults(cls, value: Any) -> Any:
         return {} if value is None else value
+
+    @pydantic.field_validator("*", mode="after")
+    @classmethod
+    def _home(cls, value: Any) -> Any:
+        """Paths with `~`, which a shell leaves as it is in `--set runs=~/runs`."""
+        if isinstance(value, list):
+            return [cls._home(each) for each in value]
+        return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 def _checked(target: str) -> str:

@@ -58,6 +58,7 @@ S = TypeVar("S", bound=Section)
 
 # A refusal is sent in a status, which is short: no line begins after this many characters.
 _MOST_LINES, _MOST_LETTERS, _ENOUGH_LETTERS = 20, 300, 800
+_MARKED = ('"', "'", "|", ">", "!", "&", "#")  # how YAML's other texts begin
 _PASSWORD = re.compile(r"//[^/\s]*@")
 _KEY = re.compile(r'"[^"]*"|[^.]+')
 _SECRET_WORDS = {"token", "tokens", "secret", "secrets", "password", "passwords"}
@@ -178,13 +179,16 @@ def _split(path: str) -> Keys:
 
 def _parse(text: str, origin: str) -> Any:
     try:
-        return load_yaml(text)
+        value = load_yaml(text)
     except YamlRefused as error:
         raise SettingsError(f"{origin}: {error}") from None
     except KeyTwice as error:
         raise SettingsError(f"{origin}: {error.problem}") from None
     except yaml.YAMLError as error:
         return NotYaml(text, str(getattr(error, "problem", None) or ""))
+    plain = text.strip()
+    # A plain text, in which YAML would take " #" for a comment and fold lines.
+    return plain if isinstance(value, str) and not plain.startswith(_MARKED) else value
 
 
 class NotYaml(str):

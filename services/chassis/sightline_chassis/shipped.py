@@ -7,11 +7,13 @@ whose files it finds.
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from sightline.errors import NotFound
 
 PLAYGROUND = "playground:"
+_LOCAL = "local-dir:"
 MODELS = ("clip", "llava", "llava-skilled")
 # By name: the package that carries them, their directory inside it, and where a checkout has them, from the package.
 _PLACES = {
@@ -39,13 +41,15 @@ def shipped(name: str) -> Path:
 
 
 def model_place(name: str) -> str:
-    """Resolve a model's name: "playground:NAME" becomes the directory of that shipped model, others are unchanged.
+    """Resolve a model's name: "playground:NAME" becomes the directory of that shipped model, `~` the home directory;
+    others are unchanged.
 
     Raises:
         NotFound: the playground has no such model, or is not installed.
     """
     if not name.startswith(PLAYGROUND):
-        return name
+        scheme = _LOCAL if name.startswith(_LOCAL) else ""
+        return scheme + os.path.expanduser(name.removeprefix(scheme))
     model = name.removeprefix(PLAYGROUND)
     if model not in MODELS:
         known = ", ".join(PLAYGROUND + each for each in MODELS)

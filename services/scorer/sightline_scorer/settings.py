@@ -55,13 +55,13 @@ class ModelSettings(Section):
         " that a language model behind a sampler answers yes",
     )
 
-    source: Annotated[str, AfterValidator(known_model)] = Field(
+    source: Annotated[str, AfterValidator(os.path.expanduser), AfterValidator(known_model)] = Field(
         min_length=1,
         description="An open_clip name such as ViT-B-32, hf-hub:ORG/REPO, a directory (local-dir:PATH or PATH), or "
         "playground:clip; of a released checkpoint its file, its directory or its hub name; vqa: the sampler's gRPC"
         " target, such as 127.0.0.1:50052",
     )
-    pretrained: str | None = Field(
+    pretrained: Annotated[str, AfterValidator(os.path.expanduser)] | None = Field(
         None, description="For an open_clip name: its pretrained tag, or a weights file. Directories bring their own"
     )
     architecture: str | None = Field(None, description="hpsv2: the open_clip name of its weights; default ViT-H-14")

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from sightline.errors import PreconditionFailed, SightlineError
@@ -34,6 +34,7 @@ from sightline_scorer.triton.backend import TritonBackend
 from sightline_scorer.triton.card import TOWERS, ModelCard
 from sightline_scorer.triton.embedded import EmbeddedTriton
 from sightline_scorer.triton.servers import TritonServer
+from sightline_scorer.triton.settings import TritonSettings
 
 logger = logging.getLogger(__name__)
 _WHAT_LOADING_RAISES = (OSError, ValueError, RuntimeError, ImportError, SightlineError)
@@ -56,17 +57,28 @@ class Loader:
         self._triton_version = 1
         """Part of the names of Triton models that are added later."""
         self._fingerprints: dict[str, str] = {}
+        self._written: dict[str, tuple[ModelCard, str, TritonSettings]] = {}
+        """The Triton models in the repository: what each was written from."""
         self._draining: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
 
     def build(self, out: Path) -> None:
-        """Write the model repository for an embedded Triton's start."""
+        """Write the model repository for an embedded Triton's start; at a restart, with the models that it has now."""
+        for triton_name, (card, tower, triton) in list(self._written.items()):
+            repository.add(card, tower, triton_name, out, triton, copy=False)
+        if self._written:
+            return
         settings = self._settings
         here = {name: model for name, model in settings.models.items() if model.kind != "vqa"}
         described = describing.describe_all(here)
         self._fingerprints = {name: each.fingerprint for name, each in described.items()}
-        cards = [each.card for each in described.values()]
-        repository.build(cards, settings.first_model, out, settings.triton, copy=False)
+        for name, each in described.items():
+            self._write(out, settings, each.card, _triton_names(name, settings, 1))
+
+    def _write(self, out: Path, settings: ScorerSettings, card: ModelCard, names: Sequence[str]) -> None:
+        for tower, triton_name in zip(card.towers, names, strict=True):
+            repository.add(card, tower, triton_name, out, settings.triton, copy=False)
+            self._written[triton_name] = card, tower, settings.triton
 
     async def load_all(self) -> ModelRegistry:
         """The models of a started Triton. Raises the errors of loading."""
@@ -168,8 +180,8 @@ class Loader:
     async def _add(self, out: Path, settings: ScorerSettings, card: ModelCard) -> None:
         names = _triton_names(card.name, settings, self._triton_version)
         try:
-            for tower, triton_name in zip(card.towers, names, strict=True):
-                repository.add(card, tower, triton_name, out, settings.triton, copy=False)
+            self._write(out, settings, card, names)
+            for triton_name in names:
                 await self._backend.load(triton_name)
         except BaseException:
             for triton_name in names:
@@ -223,6 +235,7 @@ class Loader:
             await self._backend.unload(triton_name)
         except (ValueError, SightlineError) as error:  # a restarting Triton will not load it again
             logger.warning("triton did not unload a model", extra={"model": triton_name, "why": str(error)})
+        self._written.pop(triton_name, None)
         shutil.rmtree(self._server.repository / triton_name, ignore_errors=True)
 
 

@@ -44,7 +44,8 @@ class EmbeddedTriton:
 
     Args:
         settings: where to find it, and time limits.
-        build: writes the model repository into a given directory.
+        build: writes the model repository into a given directory; called before every start, since a cleaner of
+            temporary files may have removed it.
         endpoint: where its spans are sent, as `traces.endpoint`; None: no traces.
     """
 
@@ -92,22 +93,18 @@ class EmbeddedTriton:
         self._program = program(self._settings, self._endpoint)
         if self._own_work_dir:
             self._work = Path(tempfile.mkdtemp(prefix="sightline-scorer-"))
-        self._work.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.repository, ignore_errors=True)
-        self._building = asyncio.create_task(asyncio.to_thread(self._build, self.repository))
-        await asyncio.shield(self._building)
-        self._program.prepare(self._work)
         await self._launch()
         self._watch = asyncio.create_task(self._supervise())
 
     async def stop(self) -> None:
         """End Triton and remove the work directory, if it is a temporary one."""
-        if self._building is not None:
-            await asyncio.wait([self._building])  # a thread cannot be stopped, and this one writes there
         if self._watch is not None:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
+        if self._building is not None:
+            await asyncio.wait([self._building])  # a thread cannot be stopped, and this one writes there
         await self._end()
         if self._own_work_dir and self._building is not None:
             shutil.rmtree(self._work, ignore_errors=True)  # a few small files
@@ -143,7 +140,15 @@ class EmbeddedTriton:
             else:
                 return
 
+    async def _lay_out(self) -> None:
+        assert self._program is not None
+        self._work.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._building = asyncio.create_task(asyncio.to_thread(self._build, self.repository))
+        await asyncio.shield(self._building)
+        self._program.prepare(self._work)
+
     async def _launch(self) -> None:
+        await self._lay_out()
         began = time.monotonic()
         for last_try in (False, False, True):
             address = f"{_HOST}:{self._settings.port or _free_port()}"
@@ -238,7 +243,7 @@ class EmbeddedTriton:
     def _log_tail(self, lines: int = 25) -> str:
         """The end of Triton's log, without its tables."""
         try:
-            text = self.log_path.read_text(errors="replace")
+            text = self.log_path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return "(no log)"
         kept = [line for line in text.splitlines() if line.strip() and not line.startswith(("+-", "|"))]

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import yaml
 from rich.console import Console
-from sightline.errors import AlreadyExists, InternalError
+from rich.markup import escape
+from sightline.errors import AlreadyExists, InternalError, PreconditionFailed
+from sightline_trainer.execute import check_free
 from sightline_trainer.pools.dataset_name import directories
 from sightline_trainer.recipe import Recipe, load_recipe
+from sightline_trainer.runs import RunDirectory
 
 from sightline_cli.local_services import local_services
-from sightline_cli.processes import Processes
+from sightline_cli.processes import Processes, in_use
 from sightline_cli.report import write
 from sightline_cli.run import recipe_file, with_data, with_values
 from sightline_cli.showing import showing
@@ -39,20 +42,24 @@ def demo(directory: Path, overrides: list[str], as_json: bool = False) -> None:
     Raises:
         NotFound: this installation has no playground.
         AlreadyExists: the directory holds something other than a run, which would be lost.
+        PreconditionFailed: RUN_LEASED: another process works in the directory.
     """
     console = Console(stderr=as_json)
     recipe = load_recipe(recipe_file(RECIPE), overrides)
     _clear(directory)
     services = directory / "services"
     with Processes(services) as processes:
-        console.print(f"starting scorer (with Triton), sampler and trainer; their logs are in {services}/")
+        console.print(f"starting scorer (with Triton), sampler and trainer; their logs are in {escape(str(services))}/")
         quiet = {"OMP_NUM_THREADS": "1"}
         for name, flags in local_services(with_values(recipe, sampling={"address": None}), services).items():
             processes.start(name, flags, environment=quiet)
         recipe = with_data(recipe, directory / "data")
         addresses = {name: processes.wait(name) for name in ("scorer", "sampler")}
         known = [f"connections.{name}.address={at.grpc}" for name, at in addresses.items()]
-        roots = json.dumps([str(one) for data in (recipe.data.train, recipe.data.test) for one in directories(data)])
+        roots = json.dumps(
+            [str(one) for data in (recipe.data.train, recipe.data.test) for one in directories(data)],
+            ensure_ascii=False,
+        )
         processes.start("trainer", [f"runs={directory.parent}", "resume=false", f"data_roots={roots}", *known])
         addresses["trainer"] = processes.wait("trainer")
         for name, at in addresses.items():
@@ -63,8 +70,9 @@ def demo(directory: Path, overrides: list[str], as_json: bool = False) -> None:
             reward={"address": addresses["scorer"].grpc},
         )
         _watch(addresses["trainer"].grpc, recipe, directory, as_json)
-    console.print(f"[bold]metrics[/bold] {directory / 'metrics.json'}   [bold]everything[/bold] {directory}/")
-    console.print(f"[bold]report[/bold] {write([directory])}", soft_wrap=True)
+    place = escape(str(directory))
+    console.print(f"[bold]metrics[/bold] {place}/metrics.json   [bold]everything[/bold] {place}/", soft_wrap=True)
+    console.print(f"[bold]report[/bold] {escape(str(write([directory])))}", soft_wrap=True)
 
 
 def _clear(directory: Path) -> None:
@@ -75,6 +83,13 @@ def _clear(directory: Path) -> None:
         raise AlreadyExists(
             f"{directory} exists and contains no run; name another directory with --run", reason="DIRECTORY_EXISTS"
         )
+    if in_use(directory / "services"):
+        raise PreconditionFailed(
+            f"another `sightline demo` or `sightline run` works in {directory}: wait until it ends, or name another "
+            "directory with --run",
+            reason="RUN_LEASED",
+        )
+    check_free(RunDirectory(directory))
     shutil.rmtree(directory)
 
 

@@ -77,7 +77,9 @@ def compare(one: Path, other: Path, out: Path | None, seed: int) -> None:
     results = [_result(path) for path in (one, other)]
     found = differences_json(compare_results(results[0], results[1], seed=seed))
     if unlike := unlike_settings(*(result.get("settings") for result in results)):
-        Console(stderr=True).print(f"not only the policy differs: {unlike}", soft_wrap=True, highlight=False)
+        Console(stderr=True).print(
+            f"not only the policy differs: {unlike}", soft_wrap=True, highlight=False, markup=False
+        )
     emit_differences(found, out)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sightline_trainer.display import draw, narrow
@@ -48,22 +49,22 @@ def _emit(value: dict[str, Any], out: Path | None, show_on: Callable[[Console], 
         write_result(out, value)
     show_on(Console())
     if out is not None:
-        Console().print(f"[bold]result[/bold] {out}", soft_wrap=True)
+        Console().print(f"[bold]result[/bold] {escape(str(out))}", soft_wrap=True)
 
 
 def show(value: Mapping[str, Any], console: Console) -> None:
     """A result as tables."""
     settings = ", ".join(f"{name} {setting}" for name, setting in value["settings"].items())
-    table = _table(f"{value['suite']}  {settings}", "metric", "value", "95 % interval", "of")
+    table = _table(escape(f"{value['suite']}  {settings}"), "metric", "value", "95 % interval", "of")
     for name, metric in value["metrics"].items():
         interval = "" if metric["low"] is None else f"{metric['low']:.4f} .. {metric['high']:.4f}"
         table.add_row(name, _text(metric["value"]), interval, f"{metric['numerator']} / {metric['denominator']}")
     draw(table, console)
-    console.print("counts: " + ", ".join(f"{name} {number}" for name, number in value["counts"].items()))
+    console.print("counts: " + ", ".join(f"{name} {number}" for name, number in value["counts"].items()), markup=False)
     for part, numbers in value.get("official", {}).items():
-        console.print(f"as the official script prints it, {part}: {numbers}")
+        console.print(f"as the official script prints it, {part}: {numbers}", markup=False)
     for text in value["differs_from_official"]:
-        console.print(f"differs from the official script: {text}")
+        console.print(f"differs from the official script: {text}", markup=False)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -80,10 +81,11 @@ def _text(value: float | None, form: str = ".4f") -> str:
 
 @contextmanager
 def bars(out: Path | None) -> Iterator[Callable[[str], Tell]]:
-    """Progress bars on stderr, one for each name; none if the output is for machines or stderr is not a terminal."""
+    """Progress bars on stderr, one for each name; none if the output is for machines, or stderr is no terminal that can
+    redraw."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    quiet = (out is not None and str(out) == "-") or not console.is_terminal
+    quiet = (out is not None and str(out) == "-") or not console.is_interactive
     with Progress(*columns, console=console, disable=quiet, transient=True) as progress:
 
         def named(name: str) -> Tell:

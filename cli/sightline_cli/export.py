@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from sightline.errors import AlreadyExists, InvalidInput, NotFound, Unavailable
 
 HUB = "hub:"
@@ -59,7 +62,7 @@ def export(run: Path, to: str, as_json: bool) -> None:
     for file in files:
         read_table(Path(file), ["prompt_id"])
     datasets.disable_progress_bars()
-    pairs = datasets.load_dataset("parquet", data_files=files, split="train")
+    pairs = datasets.load_dataset("parquet", data_files=[glob.escape(file) for file in files], split="train")
     pairs, left_out = plain_pairs(trl_prompts(pairs))
     facts = {"run": directory.id, "pairs": len(pairs), "left_out": len(left_out), "iterations": len(files), "to": to}
     if left_out:
@@ -84,8 +87,9 @@ def export(run: Path, to: str, as_json: bool) -> None:
         raise AlreadyExists(f"{target} already exists; name a new directory", reason="DIRECTORY_EXISTS")
     (target / "data").mkdir(parents=True)
     pairs.to_parquet(target / "data/train-00000.parquet")
-    (target / "recipe.yaml").write_text((directory.root / "recipe.yaml").read_text())
-    (target / "README.md").write_text(CARD.format(recipe=recipe.name, model=recipe.model, **facts))
+    shutil.copyfile(directory.root / "recipe.yaml", target / "recipe.yaml")
+    card = CARD.format(recipe=recipe.name, model=recipe.model, **facts)
+    (target / "README.md").write_text(card, encoding="utf-8")
     _tell(facts, as_json)
 
 
@@ -150,5 +154,5 @@ def _tell(facts: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(facts))
     else:
         count = "1 iteration" if facts["iterations"] == 1 else f"{facts['iterations']} iterations"
-        line = f"[bold]exported[/bold] {facts['pairs']} pairs of {count} to {facts['to']}"
+        line = f"[bold]exported[/bold] {facts['pairs']} pairs of {count} to {escape(str(facts['to']))}"
         Console().print(line, soft_wrap=True)

@@ -50,7 +50,7 @@ def guarded(command: Callable[[], None], debug: bool, extra: str = "service") ->
         drop_output()
         raise typer.Exit(GONE) from None
     except KeyboardInterrupt as stop:
-        typer.secho("; ".join(("interrupted", *map(str, stop.args))), fg="yellow", err=True)
+        _say("; ".join(("interrupted", *map(str, stop.args))), "yellow")
         raise typer.Exit(130) from None
     except (typer.Exit, typer.Abort):
         raise
@@ -64,7 +64,9 @@ def guarded(command: Callable[[], None], debug: bool, extra: str = "service") ->
     except UnicodeEncodeError as error:  # from the command line, whose bytes may not be text
         if debug:
             raise
-        _tell(f"{error.object[:100]!r} holds half of a character: give whole text, in UTF-8", 2)
+        known = sys.getfilesystemencoding()
+        fix = "give whole text, in UTF-8" if known == "utf-8" else f"this locale has {known}: set PYTHONUTF8=1"
+        _tell(f"{error.object[:100]!r} holds half of a character: {fix}", 2)
     except Exception as error:
         _end(error, debug, 1)
 
@@ -101,8 +103,13 @@ def _is_of_settings(error: Exception) -> bool:
 
 
 def _tell(message: str, code: int) -> NoReturn:
-    typer.secho(f"error: {message}", fg="red", err=True)
+    _say(f"error: {message}", "red")
     raise typer.Exit(code) from None
+
+
+def _say(message: str, colour: str) -> None:
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    typer.secho(message, fg=colour, err=True, color=False if plain else None)
 
 
 def flush() -> None:

@@ -75,7 +75,9 @@ def _with_own(recipe: Recipe, service: str, flags: list[str]) -> list[str]:
         for taken, instead in _TAKEN[service].items():
             if key == taken or key.startswith(f"{taken}."):
                 raise SettingsError(f"services.{service}.{key} can't be set there: {instead}")
-    flags += [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in own]
+    flags += [
+        f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}" for key, value in own
+    ]
     if own:
         try:
             load_settings(kinds[service], service=service, overrides=flags)

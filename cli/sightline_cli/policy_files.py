@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from sightline.errors import DataCorrupted, NotFound
 from sightline.sampler import (
     ManifestError,
@@ -59,8 +60,8 @@ def show_list(run: Path | None, sampler: str | None, as_json: bool) -> None:
     for name in ("version", "state", "kind", "parent", "run", "iteration", "digest"):
         table.add_column(name, no_wrap=True)
     for row in rows:
-        table.add_row(*(str(row[name]) for name in ("version", "state", "kind", "parent", "run", "iteration")),
-                      str(row["digest"])[:12])  # fmt: skip
+        told = (row[name] for name in ("version", "state", "kind", "parent", "run", "iteration"))
+        table.add_row(*(escape(str(each)) for each in told), str(row["digest"])[:12])
     draw(table, Console())
 
 
@@ -83,13 +84,14 @@ def show_one(run: Path, version: int, as_json: bool) -> None:
     console = Console()
     console.print(f"[bold]policy v{version}[/bold], {manifest.kind}, SHA-256 of the manifest {found['digest']}")
     console.print("  " + " <- ".join(f"v{each}" if each else "base model" for each in found["lineage"]))
-    console.print(f"  run {manifest.run_id}, iteration {manifest.iteration}, made {manifest.created}")
+    made = f"  run {manifest.run_id}, iteration {manifest.iteration}, made {manifest.created}"
+    console.print(made, soft_wrap=True, markup=False)
     console.print(f"  base model {manifest.base_digest}", soft_wrap=True)
     console.print(f"  picture rule {manifest.picture_rule or 'not named (Sightline 0.1.0)'}")
     for name, digest in manifest.files.items():
-        console.print(f"  {digest}  {name}", soft_wrap=True)
+        console.print(f"  {digest}  {name}", soft_wrap=True, markup=False)
     for name, value in manifest.metrics.items():
-        console.print(f"  {name}: {value}")
+        console.print(f"  {name}: {value}", markup=False)
 
 
 def verify_all(run: Path, version: int | None, as_json: bool) -> None:
@@ -116,7 +118,7 @@ def verify_all(run: Path, version: int | None, as_json: bool) -> None:
         print(json.dumps(results, indent=2))
     else:
         for one in results:
-            mark = f"[green]ok[/green]  {one['files']} files" if one["ok"] else f"[red]bad[/red] {one['error']}"
+            mark = f"[green]ok[/green]  {one['files']} files" if one["ok"] else f"[red]bad[/red] {escape(one['error'])}"
             Console().print(f"{one['policy']}  {mark}", soft_wrap=True)
     bad = [one["policy"] for one in results if not one["ok"]]
     if bad:

@@ -7,6 +7,7 @@ process, even if this one is killed (Linux parent-death signal), and is stopped 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from sightline.errors import PreconditionFailed, SightlineError, Unavailable
 
@@ -61,6 +62,27 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
+_LOCK = ".lock"
+
+
+def in_use(directory: Path) -> bool:
+    """Whether the services of a running command log to a directory."""
+    try:
+        with (directory / _LOCK).open("rb") as file:
+            return not _locked(file)
+    except FileNotFoundError:
+        return False
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """Lock it until it is closed, or until this process ends; False if another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 class Processes:
     """A context manager for services that leaves no process behind."""
 
@@ -70,13 +92,24 @@ class Processes:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Processes:
+        """Take the directory; raise PreconditionFailed (RUN_LEASED) if another command's services log to it."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._taken = (self.directory / _LOCK).open("ab")
+        if not _locked(self._taken):
+            self._taken.close()
+            raise PreconditionFailed(
+                f"another command's services log to {self.directory}: wait for it, or name another run directory",
+                reason="RUN_LEASED",
+            )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        try:
+            self.stop()
+        finally:
+            self._taken.close()
 
     def start(
         self, service: str, settings: Sequence[str], *, port: int = 0, environment: dict[str, str] | None = None
@@ -117,7 +150,7 @@ class Processes:
         process, deadline = self._running[service], time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self._announce(service).exists():
-                said = json.loads(self._announce(service).read_text())
+                said = json.loads(self._announce(service).read_text(encoding="utf-8"))
                 return Addresses(said["grpc"], said["health"], said["metrics"])
             if process.poll() is not None:
                 raise self._ended(service, process.returncode)
@@ -126,7 +159,7 @@ class Processes:
 
     def _ended(self, service: str, code: int) -> SightlineError:
         """The last message of a service that ended: an error in its log, or plain text about its input."""
-        lines = self._log(service).read_text(errors="replace").splitlines()
+        lines = self._log(service).read_text(encoding="utf-8", errors="replace").splitlines()
         said = [line for line in map(_parsed, lines) if line.get("level") in ("error", "critical")]
         if said:
             cls = StartRefused if said[-1].get("code") in _GIVEN else StartError
@@ -151,7 +184,7 @@ class Processes:
 
     def tail(self, service: str, lines: int = 15) -> str:
         """The end of a service's log."""
-        return "\n".join(self._log(service).read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(self._log(service).read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
     def stop(self, *, seconds: float = 20.0) -> None:
         """SIGTERM to all, SIGKILL to the groups of those that keep running."""

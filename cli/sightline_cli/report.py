@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 
 def report(runs: Sequence[Path], out: Path | None, pictures: int, as_json: bool) -> None:
@@ -19,7 +20,7 @@ def report(runs: Sequence[Path], out: Path | None, pictures: int, as_json: bool)
     if as_json:
         print(json.dumps({"report": str(path)}))
     else:
-        Console().print(f"[bold]report[/bold] {path}", soft_wrap=True)
+        Console().print(f"[bold]report[/bold] {escape(str(path))}", soft_wrap=True)
 
 
 def write(runs: Sequence[Path], out: Path | None = None, pictures: int | None = None) -> Path:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from sightline.errors import InvalidInput, NotFound
 from sightline.target import check_target
 from sightline_chassis import traces
@@ -17,9 +19,11 @@ from sightline_chassis.sections import TraceSettings
 from sightline_chassis.settings import load_settings
 from sightline_chassis.shipped import shipped
 from sightline_trainer.connections import ClientTls, Connection, Connections
+from sightline_trainer.execute import check_free, execute, leased
 from sightline_trainer.files import read_json, write_json
 from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.run_queue import recipes_in
+from sightline_trainer.runs import RunDirectory
 
 from sightline_cli.credentials import given
 from sightline_cli.datasets import resolve
@@ -59,11 +63,17 @@ def run(
     connections: Path | None = None,
     as_json: bool = False,
 ) -> None:
-    """Load the recipe, start missing services, run the loop and show it."""
+    """Load the recipe, start missing services, run the loop and show it.
+
+    Raises:
+        PreconditionFailed: RUN_LEASED: another process works in the directory.
+        SightlineError: see `execute`.
+    """
     recipe = load_recipe(recipe_file(name), overrides)
     directory = directory or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    check_free(RunDirectory(directory))  # before its services' files are touched
     with ExitStack() as stack:
         recipe = without_started(recipe, directory)
         recipe, known = connected_to(recipe, sampler, scorer, connections)
@@ -84,9 +94,12 @@ def run(
         try:
             _loop(recipe, directory, metrics_port, known, as_json)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"to resume, give the same command with --run {directory}") from None
+            raise KeyboardInterrupt(
+                f"to resume, give the same command with --run {shlex.quote(str(directory))}"
+            ) from None
     if not as_json:
-        Console().print(f"[bold]everything[/bold] {directory}/   sightline report {directory}", soft_wrap=True)
+        place, given_as = escape(str(directory)), escape(shlex.quote(str(directory)))
+        Console().print(f"[bold]everything[/bold] {place}/   sightline report {given_as}", soft_wrap=True)
 
 
 STARTED = "services/started.json"
@@ -168,8 +181,6 @@ def with_data(recipe: Recipe, cache: Path, most: int | None = None) -> Recipe:
 def _loop(recipe: Recipe, directory: Path, port: int, connections: Connections, as_json: bool) -> None:
     from prometheus_client import start_http_server
     from sightline_chassis import client_metrics
-    from sightline_trainer.execute import execute
-    from sightline_trainer.runs import RunDirectory
 
     client_metrics.install()
     if port:
@@ -184,9 +195,6 @@ PROCESS = ".process"
 
 @contextmanager
 def _process_known(directory: Path) -> Iterator[None]:
-    from sightline_trainer.execute import leased
-    from sightline_trainer.runs import RunDirectory
-
     if leased(RunDirectory(directory)):  # another process works on it, as `execute` will report
         yield
         return

@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from sightline.errors import InvalidInput
 from sightline.patience import Patience
 from sightline.sampler import Candidate, DiffusionNoise, SampleOptions, SamplerClient, Samples, Turn
@@ -104,12 +105,12 @@ def table(samples: Samples) -> Table:
     """All candidates; the log-probability is the policy's mean over tokens."""
     title = f"{samples.engine}, {samples.seconds:.2f} s"
     # Few frames and the text last: it gets what the numbers leave of 80 columns.
-    found = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
+    found = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
     for name in ("#", "tokens", "log-prob", "seed", "policy", "finish", "text"):
         left = name in ("text", "finish")
         found.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name != "text")
     for c in samples.candidates:
         mean = f"{float(np.mean(c.logprobs)):.3f}" if len(c.logprobs) else "-"
         finish, version = c.finish_reason, f"v{c.policy_version}"
-        found.add_row(str(c.index), str(len(c.token_ids)), mean, str(c.seed), version, finish, escape(c.text))
+        found.add_row(str(c.index), str(len(c.token_ids)), mean, str(c.seed), version, finish, Text(c.text))
     return found

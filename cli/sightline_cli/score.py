@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from sightline.errors import InvalidInput
 from sightline.patience import ONCE
 from sightline.scorer import ScorerClient, ScoreResult
@@ -74,12 +75,12 @@ def record(result: ScoreResult, texts: Sequence[str]) -> dict[str, Any]:
 def table(result: ScoreResult, texts: Sequence[str]) -> Table:
     """Best first."""
     title = f"{result.model.name} ({result.model.architecture}, weights {result.model.weights_digest[:12]})"
-    found = Table(title=title, title_justify="left")
+    found = Table(title=escape(title), title_justify="left")
     for name in ("CLIPScore", "cosine", "logit", "tokens", "text"):
         text = name == "text"
         found.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for at in sorted(range(len(texts)), key=lambda at: -float(result.clip_score[at])):
         parts = f" ({result.parts[at]} parts)" if result.parts[at] > 1 else ""
         row = (f"{result.clip_score[at]:.2f}", f"{result.cosine[at]:.4f}", f"{result.logit[at]:.2f}")
-        found.add_row(*row, f"{result.token_counts[at]}{parts}", escape(texts[at]))
+        found.add_row(*row, f"{result.token_counts[at]}{parts}", Text(texts[at]))
     return found

@@ -40,7 +40,7 @@ def watch(directory: Path, as_json: bool = False) -> None:
     state = run.state()
     if state.get("error"):
         raise InternalError(f"the run {state['state']}: {state['error']}", reason="RUN_FAILED")
-    Console(stderr=as_json).print(f"{run.id}: {state.get('state')}")
+    Console(stderr=as_json).print(f"{run.id}: {state.get('state')}", markup=False)
 
 
 def watch_remote(trainer: str, run_id: str, as_json: bool = False) -> None:

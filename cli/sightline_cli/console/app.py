@@ -96,15 +96,15 @@ def _cookie(request: Request) -> str:
 def _pages(app: FastAPI, runs: Runs) -> None:
     @app.get("/")
     async def page() -> HTMLResponse:
-        return HTMLResponse((HERE / "console.html").read_text())
+        return HTMLResponse((HERE / "console.html").read_text(encoding="utf-8"))
 
     @app.get("/console.css")
     async def style() -> Response:
-        return Response((HERE / "console.css").read_text(), media_type="text/css")
+        return Response((HERE / "console.css").read_text(encoding="utf-8"), media_type="text/css")
 
     @app.get("/console.js")
     async def script() -> Response:
-        return Response((HERE / "console.js").read_text(), media_type="text/javascript")
+        return Response((HERE / "console.js").read_text(encoding="utf-8"), media_type="text/javascript")
 
     @app.get("/favicon.ico")
     async def icon() -> Response:

@@ -30,7 +30,7 @@ def serve(
         PreconditionFailed: the port is not available.
     """
     runs: Runs = RunsHere(directory) if trainer is None else RunsThere(trainer, credentials)
-    token = token_file.read_text().strip() if token_file is not None else ""
+    token = token_file.read_text(encoding="utf-8").strip() if token_file is not None else ""
     if token_file is not None and not token:
         raise InvalidInput(f"{token_file} is empty: write a token into it", reason="TOKEN_FILE")
     token = token or secrets.token_urlsafe(24)

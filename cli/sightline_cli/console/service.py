@@ -42,7 +42,7 @@ class RunsThere:
 
     def start(self, name: str, recipe: str, overrides: list[str]) -> None:
         """See `Runs`."""
-        text = recipes_in(shipped("recipes"))[recipe].read_text()
+        text = recipes_in(shipped("recipes"))[recipe].read_text(encoding="utf-8")
         with self._client() as client:
             client.start(recipe_text=text, overrides=overrides, run_id=name)
 

@@ -159,7 +159,7 @@ class RunsHere:
                 )
             begun.send_signal(signal.SIGTERM)
             return
-        os.kill(int(process.read_text()), signal.SIGTERM)
+        os.kill(int(process.read_text(encoding="utf-8")), signal.SIGTERM)
 
     def resume(self, run: str) -> None:
         """See `Runs`."""
@@ -167,7 +167,7 @@ class RunsHere:
         if leased(RunDirectory(path)) or self._going(run) is not None:
             raise PreconditionFailed(f"run {run} is still running: stop it first", reason="RUN_LEASED")
         if (path / _START).is_file():
-            begun = json.loads((path / _START).read_text())
+            begun = json.loads((path / _START).read_text(encoding="utf-8"))
             self._spawn(run, begun["recipe"], begun["overrides"])
         else:
             own = (path / "services").is_dir()  # services that `sightline run` had started have ended
@@ -231,7 +231,7 @@ class RunsHere:
 
     def _last_words(self, run: str) -> str:
         try:
-            lines = (self.root / run / "console.log").read_text(errors="replace").strip().splitlines()
+            lines = (self.root / run / "console.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         except OSError:
             return ""
         told = [line for line in lines if line.startswith("error:")]

@@ -267,5 +267,7 @@ def _window(architecture: str) -> int | None:
     """The window in tokens by a directory's configuration; None if there is none."""
     if not architecture.startswith(repository.LOCAL_DIR):
         return None
-    config = json.loads((Path(architecture.removeprefix(repository.LOCAL_DIR)) / "open_clip_config.json").read_text())
+    config = json.loads(
+        (Path(architecture.removeprefix(repository.LOCAL_DIR)) / "open_clip_config.json").read_text(encoding="utf-8")
+    )
     return int(config.get("model_cfg", {}).get("text_cfg", {}).get("context_length", 77))

@@ -76,7 +76,8 @@ def _number(row: Mapping[str, float], name: str, form: str) -> str:
 
 
 class Display:
-    """An observer that draws bars; if the output is not a terminal, it prints a line for each stage."""
+    """An observer that draws bars; if the output is no terminal, or one that cannot redraw, it prints a line for each
+    stage."""
 
     def __init__(self, iterations: int, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -96,14 +97,14 @@ class Display:
         self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=5, transient=True)
 
     def __enter__(self) -> Display:
-        if self.console.is_terminal:
+        if self.console.is_interactive:
             self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.console.is_terminal:
+        if self.console.is_interactive:
             self._live.stop()
         if self.rows:
             draw(results_table(self.rows), self.console)
@@ -124,12 +125,12 @@ class Display:
         if self._stage != (event.stage, event.iteration):
             self._stage, self._since = (event.stage, event.iteration), time.monotonic()
             self._progress.reset(self._task, description=description, total=event.total or None)
-            if not self.console.is_terminal:
-                self.console.print(description)
+            if not self.console.is_interactive:
+                self.console.print(description, markup=False)
         self._progress.update(self._task, completed=event.done, total=event.total or None)
 
     def _line(self, event: Event) -> None:
-        if not self.console.is_terminal:
+        if not self.console.is_interactive:
             row = event.metrics
             self.console.print(
                 f"policy v{row['policy_version']:.0f}: CHAIR_s {_number(row, 'chair_s', '.3f')}  "

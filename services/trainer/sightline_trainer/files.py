@@ -52,7 +52,7 @@ def read_json(path: Path) -> Any:
         DataCorrupted: it is empty, cut off or not JSON.
     """
     try:
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:
         raise damaged(path, error) from error
 

@@ -110,7 +110,7 @@ def convert(source: Path, target: Path, *, tower: dict[str, Any] | None = None) 
 
 def _config(source: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads((source / "config.json").read_text())
+        config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{source} has no config.json that can be read: {error}", reason="MODEL_UNKNOWN") from error
     kind = config.get("mm_projector_type")

@@ -135,7 +135,7 @@ def _outcome(result: dict[str, Any] | None, code: int, log: Path) -> Update:
     if result is not None and "error" in result:
         raise _ERRORS.get(result["error"], InternalError)(result["message"], reason=result["reason"])
     if result is None or code != 0:
-        tail = log.read_text(errors="replace")[-_TAIL:]
+        tail = log.read_text(encoding="utf-8", errors="replace")[-_TAIL:]
         raise InternalError(
             f"the update's processes ended with code {code}; {log} says why:\n{tail}", reason="UPDATE_PROCESS_FAILED"
         )

@@ -79,7 +79,7 @@ class RuleWriter:
                 f"no {path}: errors by rules need the dataset's vocabulary; or set candidates.injected.writer",
                 reason="NO_VOCABULARY",
             )
-        words = json.loads(path.read_text())
+        words = json.loads(path.read_text(encoding="utf-8"))
         return cls(
             words["objects"],
             kinds,

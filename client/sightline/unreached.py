@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from sightline.errors import SightlineError, Unavailable, Unsupported
 
+_TLS = {
+    "wrong_version_number": "the service there uses no TLS: leave out the --tls options; or is it another port?",
+    "hostname verification": "its certificate is for another name than the address: give --tls-name NAME, one of the "
+    "certificate's names",
+    "certificate has expired": "the service's certificate has expired: it needs a new one",
+    "certificate_verify_failed": "its certificate is signed by another authority: name that one's file with --tls-ca",
+}
+"""gRPC's words for a certificate or handshake that was refused, and what to do."""
 _ENCRYPTED = ("handshake", "certificate", "ssl", "tsi", "peer name")
 _BROKEN_OFF = ("socket closed", "connection reset", "recvmsg", "goaway", "unavailable: http/2")
 _AWAY = ("connections to all backends failing", "failed to connect", "dns resolution failed", "deadline exceeded")
@@ -18,6 +26,8 @@ def advice(error: SightlineError, service: str) -> str:
     """
     said = str(error).lower()
     match error:
+        case Unavailable() if known := next((fix for word, fix in _TLS.items() if word in said), ""):
+            return known
         case Unavailable() if any(word in said for word in _ENCRYPTED):
             return (
                 "one side of this connection uses TLS and the other not, or the certificate is another: check --tls, "

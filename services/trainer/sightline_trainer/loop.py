@@ -461,7 +461,8 @@ class Loop:
             try:
                 return work()
             finally:
-                self._stopwatch.save()
+                if self.dir.root.exists():  # it would be made again
+                    self._stopwatch.save()
 
     def _tell(self, stage: Stage, iteration: int, done: int = 0, total: int = 0, **facts: Any) -> None:
         metrics.heartbeat(stage, done, total)

@@ -109,16 +109,22 @@ def readable_state(run: RunDirectory) -> Mapping[str, Any]:
     """The whole content of run.json.
 
     Raises:
-        PreconditionFailed: RUN_UNREADABLE: this version does not understand it.
+        PreconditionFailed: RUN_UNREADABLE: it is missing, or this version does not understand it.
     """
     try:
         state = run.state()
+        if not state:
+            raise PreconditionFailed(
+                f"run {run.id!r} has no run.json: its directory was moved, removed or replaced", reason="RUN_UNREADABLE"
+            )
         fits = state["state"] in STATES and isinstance(state["request_id"], str)
         for key in ("created", "updated"):
             fits &= 0 <= float(state[key]) < 1e11
         float(state.get("queued", 0.0))
         if not fits:
             raise ValueError(f"state {str(state['state'])[:40]!r}")
+    except PreconditionFailed:
+        raise
     except (SightlineError, LookupError, TypeError, ValueError, OSError, RecursionError) as error:
         raise PreconditionFailed(
             f"run {run.id!r}: its run.json cannot be read by this version ({type(error).__name__}: {str(error)[:200]})",

@@ -7,6 +7,7 @@ the recipe clip_dpo, shows what happens and stops everything.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from sightline.errors import AlreadyExists, InternalError, PreconditionFailed
 from sightline_trainer.execute import check_free
+from sightline_trainer.files import write_json
 from sightline_trainer.pools.dataset_name import directories
 from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.runs import RunDirectory
@@ -22,7 +24,7 @@ from sightline_trainer.runs import RunDirectory
 from sightline_cli.local_services import local_services
 from sightline_cli.processes import Processes, in_use
 from sightline_cli.report import write
-from sightline_cli.run import recipe_file, with_data, with_values
+from sightline_cli.run import STARTED, recipe_file, with_data, with_values
 from sightline_cli.showing import showing
 from sightline_cli.watch import event_of
 
@@ -69,7 +71,14 @@ def demo(directory: Path, overrides: list[str], as_json: bool = False) -> None:
             sampling={"address": addresses["sampler"].grpc},
             reward={"address": addresses["scorer"].grpc},
         )
-        _watch(addresses["trainer"].grpc, recipe, directory, as_json)
+        write_json(directory / STARTED, {name: addresses[name].grpc for name in ("scorer", "sampler")})
+        try:
+            _watch(addresses["trainer"].grpc, recipe, directory, as_json)
+        except KeyboardInterrupt:
+            root = shlex.quote(str(directory))
+            raise KeyboardInterrupt(
+                f"`sightline run {root}/recipe.yaml --run {root}` continues it, `sightline demo` begins again"
+            ) from None
     place = escape(str(directory))
     console.print(f"[bold]metrics[/bold] {place}/metrics.json   [bold]everything[/bold] {place}/", soft_wrap=True)
     console.print(f"[bold]report[/bold] {escape(str(write([directory])))}", soft_wrap=True)

@@ -6,6 +6,7 @@ process, even if this one is killed (Linux parent-death signal), and is stopped 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -187,7 +188,7 @@ class Processes:
         return "\n".join(self._log(service).read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
     def stop(self, *, seconds: float = 20.0) -> None:
-        """SIGTERM to all, SIGKILL to the groups of those that keep running."""
+        """SIGTERM to all, SIGKILL to the groups of those that keep running; at once after another Ctrl-C."""
         for process in self._running.values():
             if process.poll() is None:
                 process.terminate()
@@ -195,8 +196,11 @@ class Processes:
         for service, process in self._running.items():
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt) as hurry:
+                if isinstance(hurry, KeyboardInterrupt):
+                    deadline = time.monotonic()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             self._announce(service).unlink(missing_ok=True)
         self._running.clear()

@@ -185,8 +185,9 @@ def _loop(recipe: Recipe, directory: Path, port: int, connections: Connections, 
     client_metrics.install()
     if port:
         start_http_server(port, addr="127.0.0.1")
-    with showing(recipe.iterations, as_json) as tell, _process_known(directory):
-        execute(recipe, RunDirectory(directory), tell, connections)
+    known = RunDirectory(directory)
+    with showing(recipe.iterations, as_json, known.evaluations()) as tell, _process_known(directory):
+        execute(recipe, known, tell, connections)
 
 
 PROCESS = ".process"

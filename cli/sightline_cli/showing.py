@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 
@@ -11,14 +11,18 @@ from sightline_trainer.events import Event, Observer
 
 
 @contextmanager
-def showing(iterations: int, as_json: bool) -> Iterator[Observer]:
-    """A receiver of events. With JSON, each event is one line on stdout, and nothing else is printed."""
+def showing(iterations: int, as_json: bool, rows: Sequence[Mapping[str, float]] = ()) -> Iterator[Observer]:
+    """A receiver of events. With JSON, each event is one line on stdout, and nothing else is printed.
+
+    Args:
+        rows: the metrics of policies that were measured before.
+    """
     if as_json:
         yield _line
         return
     from sightline_trainer.display import Display
 
-    with Display(iterations) as display:
+    with Display(iterations, rows=rows) as display:
         yield display
 
 

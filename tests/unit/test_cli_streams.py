@@ -18,6 +18,8 @@ from sightline_cli import entry, score
 from sightline_cli.eval_output import bars
 from sightline_trainer.display import Display
 from sightline_trainer.events import Event
+from sightline_trainer.files import write_json
+from sightline_trainer.runs import RunDirectory
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
@@ -87,6 +89,24 @@ def test_a_terminal_that_cannot_redraw_gets_lines(monkeypatch: pytest.MonkeyPatc
         display(Event("pair", 1))
     assert out.getvalue().splitlines() == ["iteration 1/2: sampling and scoring candidates",
                                            "iteration 1/2: building pairs"]  # fmt: skip
+
+
+def test_a_continued_run_shows_what_it_had_measured_before(tmp_path: Path) -> None:
+    """It showed the new policies alone, without their change against the base model."""
+    run = RunDirectory(tmp_path)
+    common = {"pairs": 0, "seconds": 1}
+    for iteration, chair in enumerate((0.5, 0.4)):
+        row = {**common, "iteration": iteration, "policy_version": iteration, "chair_s": chair}
+        write_json(run.iteration(iteration) / "evaluation.json", row)
+    out = io.StringIO()
+    with Display(2, Console(file=out, width=80), run.evaluations()) as display:
+        for iteration, chair in ((1, 0.25), (2, 0.1)):  # the first again, by a changed recipe
+            row = {**common, "iteration": iteration, "policy_version": iteration + 1, "chair_s": chair}
+            display(Event("iteration", iteration, metrics=row))
+    shown = out.getvalue().rpartition("─")[2]
+    assert [line.split()[:4] for line in shown.strip().splitlines()] == [
+        ["0", "v0", "0.500", "-"], ["1", "v2", "0.250", "-50%"], ["2", "v3", "0.100", "-80%"],
+    ]  # fmt: skip
 
 
 def test_a_log_gets_neither_bars_nor_codes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.box import SIMPLE_HEAD
@@ -79,10 +79,13 @@ class Display:
     """An observer that draws bars; if the output is no terminal, or one that cannot redraw, it prints a line for each
     stage."""
 
-    def __init__(self, iterations: int, console: Console | None = None) -> None:
+    def __init__(
+        self, iterations: int, console: Console | None = None, rows: Sequence[Mapping[str, float]] = ()
+    ) -> None:
+        """`rows`: those of policies that were measured before."""
         self.console = console or Console()
         self.iterations = iterations
-        self.rows: list[Mapping[str, float]] = []
+        self.rows = list(rows)
         self._stage: tuple[str, int] | None = None
         self._since = time.monotonic()
         self._progress = Progress(
@@ -112,6 +115,7 @@ class Display:
     def __call__(self, event: Event) -> None:
         if event.stage in ("iteration", "end"):
             if event.stage == "iteration":
+                self.rows = [row for row in self.rows if row["iteration"] < event.metrics["iteration"]]
                 self.rows.append(event.metrics)
                 self._line(event)
             return

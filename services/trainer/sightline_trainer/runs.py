@@ -210,6 +210,15 @@ class RunDirectory:
         """
         return read_json(self.metrics) or []
 
+    def evaluations(self) -> list[dict[str, float]]:
+        """The metrics of each policy that was measured, the base model's first, also while the run works.
+
+        Raises:
+            DataCorrupted: a file is damaged.
+        """
+        found = sorted((self.root / "iterations").glob("[0-9]*/evaluation.json"))
+        return [row for path in found if (row := read_json(path))]
+
     def set_state(self, state: State, **facts: object) -> None:
         """Record the run's state."""
         if not self._begun():

@@ -83,7 +83,6 @@ class History:
             raise damaged(path, "it does not name data.train and data.test")
         numbers = sorted(int(each.name) for each in (run.root / "iterations").glob("[0-9]*"))
         found = {number: run.iteration(number) for number in numbers}
-        rows = [row for each in found.values() if (row := read_json(each / "evaluation.json"))]
         updates = {
             number: data["metrics"] for number, each in found.items() if (data := read_json(each / "update.json"))
         }
@@ -92,7 +91,7 @@ class History:
             run=run,
             recipe=recipe,
             state=dict(run.state()),
-            rows=rows,
+            rows=run.evaluations(),
             updates=updates,
             counts=counts,
             seconds=_seconds(run.events),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sightline.errors import SightlineError, Unavailable, Unsupported
+from sightline.errors import DeadlineExceeded, SightlineError, Unavailable, Unsupported
 
 _TLS = {
     "wrong_version_number": "the service there uses no TLS: leave out the --tls options; or is it another port?",
@@ -35,6 +35,11 @@ def advice(error: SightlineError, service: str) -> str:
             )
         case Unavailable() if any(word in said for word in _BROKEN_OFF):
             return "if it uses TLS, give --tls-ca; otherwise see its log and its restarts"
+        case DeadlineExceeded() if said == "deadline exceeded":
+            return (
+                "it did not answer in time: it may still load its models, or have too much to do. Its log says "
+                "`serving` when it is ready"
+            )
         case Unavailable() if "backend unhealthy" in said:
             return (
                 f"the service there is {_other(service)}, or not ready: is it another service's address? Its log says "

@@ -1,7 +1,7 @@
 """Advice for calls that reached no ready service of their kind."""
 
 import pytest
-from sightline.errors import InvalidInput, SightlineError, Unavailable, Unsupported
+from sightline.errors import DeadlineExceeded, InvalidInput, SightlineError, Unavailable, Unsupported
 from sightline.unreached import advice, away
 
 FAILING = "connections to all backends failing; last error: "
@@ -18,6 +18,8 @@ FAILING = "connections to all backends failing; last error: "
         (Unavailable(f"{FAILING}UNKNOWN: CERTIFICATE_VERIFY_FAILED: certificate has expired: OK"), "has expired"),
         (Unavailable(f"{FAILING}UNKNOWN: UNAUTHENTICATED: Hostname Verification Check failed."), "--tls-name NAME"),
         (Unavailable(f"{FAILING}UNKNOWN: ipv4:127.0.0.1:1: Socket closed"), "if it uses TLS, give --tls-ca"),
+        (DeadlineExceeded("Deadline Exceeded"), "may still load its models"),
+        (DeadlineExceeded("the model backend did not answer within 3 s"), ""),
         (Unavailable(f"{FAILING}UNKNOWN: ipv4:127.0.0.1:1: Connection refused"), ""),
         (Unsupported("this engine has no log-probs"), ""),
         (InvalidInput("texts[0] is empty"), ""),

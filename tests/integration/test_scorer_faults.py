@@ -246,6 +246,18 @@ def test_a_guard_killed_by_force_takes_triton_and_its_towers_along(scorer: Proce
     until(scorer.works, max(30, 2 * scorer.start_seconds))
 
 
+def test_a_triton_comes_back_whose_files_a_cleaner_took(scorer: Process) -> None:
+    """Cleaners of temporary files take what is some days old; a Triton that then died never came back."""
+    (work,) = scorer.work
+    (triton,) = scorer.named("bin/tritonserver")
+    shutil.rmtree(work)
+    assert scorer.works()
+    os.kill(triton, signal.SIGKILL)
+    until(lambda: not alive(triton), 5)
+    until(scorer.works, max(30, 2 * scorer.start_seconds))
+    assert (work / "repository/clip_text/config.pbtxt").is_file()
+
+
 def test_nothing_is_left_of_a_scorer_killed_by_force(scorer: Process) -> None:
     everything = children(scorer.popen.pid)
     assert scorer.named("bin/tritonserver")

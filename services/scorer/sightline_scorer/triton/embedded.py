@@ -55,7 +55,7 @@ class EmbeddedTriton:
         self._program: BackendProgram | None = None
         self._up = backend_up(settings)
         self._own_work_dir = settings.work_dir is None
-        self._work = settings.work_dir or Path()
+        self._work = settings.work_dir.resolve() if settings.work_dir is not None else Path()
         self._process: asyncio.subprocess.Process | None = None
         self._building: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None

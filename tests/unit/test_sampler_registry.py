@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sightline.errors import Cancelled, PreconditionFailed, SightlineError
+from sightline.errors import Cancelled, NotFound, PreconditionFailed, SightlineError
 from sightline.sampler.manifest import PolicyManifest, write_manifest
 from sightline.sampler.types import Arrival, Exact, PolicyInfo
 from sightline_sampler import metrics
@@ -330,3 +330,14 @@ def test_a_policy_that_is_being_staged_stays_where_it_lies(tmp_path: Path) -> No
         assert policies.keeps(tmp_path)
 
     asyncio.run(run())
+
+
+def test_a_policy_that_is_gone_at_a_restart_is_named_with_the_way_out(tmp_path: Path) -> None:
+    """A sampler that nobody had asked for a directory said: name the directory of a policy."""
+    StateFile(tmp_path).write("b", State(3, str(tmp_path / "gone"), {}))
+    made = PolicyRegistry(Engine(), PolicySettings(state_dir=tmp_path), Traffic(1))  # type: ignore[arg-type]
+    with pytest.raises(
+        NotFound, match=r"policy 3, which answered before the restart, .*gone is not.* or delete sampler"
+    ):
+        asyncio.run(made.start("b", "u"))
+    made.stop()

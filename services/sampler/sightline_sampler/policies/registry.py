@@ -80,12 +80,12 @@ class PolicyRegistry:
             logger.info("restoring policy %d", remembered.active)
             try:
                 await self._stage(remembered.uri, remembered.active, ())
-            except PreconditionFailed as error:
-                if error.reason != "PICTURE_RULE_DIFFERS":
-                    raise
-                raise PreconditionFailed(
+            except SightlineError as error:
+                raise type(error)(
+                    f"policy {remembered.active}, which answered before the restart, cannot be restored: "
                     f"{error.message}; or delete sampler.json in policies.state_dir to start from the base model",
                     reason=error.reason,
+                    metadata=error.metadata,
                 ) from error
             await self._activate(self._loaded.entry(remembered.active), (), proven=True)
 

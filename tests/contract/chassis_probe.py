@@ -7,6 +7,7 @@ import asyncio
 import collections
 import contextlib
 import copy
+import errno
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -114,6 +115,10 @@ class Probe(Service):
                         raise Unavailable("not yet")
                 case "bug":
                     raise ZeroDivisionError("a secret of the service")
+                case "full":
+                    raise OSError(errno.ENOSPC, "No space left on device", "/secret")
+                case "read-only":
+                    raise OSError(errno.EROFS, "Read-only file system", "/secret")
                 case "cancelled":
                     task = asyncio.create_task(asyncio.sleep(9))
                     task.cancel()

@@ -234,7 +234,12 @@ def test_two_services_do_not_share_a_port() -> None:
 
 
 @pytest.mark.parametrize(
-    ("order", "words", "traceback"), [("away", "the backend is away", False), ("bug", "probe failed", True)]
+    ("order", "words", "traceback"),
+    [
+        ("away", "the backend is away", False),
+        ("bug", "probe failed", True),
+        ("read-only", "probe failed: /secret: Read-only file system", True),
+    ],
 )
 def test_a_start_that_fails_says_why_and_gives_everything_back(
     tmp_path: Path, order: str, words: str, traceback: bool

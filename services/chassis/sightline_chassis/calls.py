@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import re
 import time
@@ -14,7 +15,14 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 from sightline import errors
-from sightline.errors import InternalError, InvalidInput, SightlineError, Unsupported
+from sightline.errors import (
+    InternalError,
+    InvalidInput,
+    Overloaded,
+    PreconditionFailed,
+    SightlineError,
+    Unsupported,
+)
 
 from sightline_chassis import metrics, traces
 
@@ -82,9 +90,10 @@ class Call:
         raise AssertionError("abort returned")
 
     async def fail(self, cause: BaseException) -> NoReturn:
-        """End the call as our own bug: the traceback goes only to the log."""
+        """End the call as our own bug, or as one of the disk: the traceback goes only to the log."""
         logger.error("%s failed", self.name, exc_info=cause)
-        await self.abort(InternalError(f"internal error; the service's log has it under request id {self.request_id}"))
+        place = f"the service's log has it under request id {self.request_id}"
+        await self.abort(_of_disk(cause, place) or InternalError(f"internal error; {place}"))
 
 
 @contextlib.asynccontextmanager
@@ -148,6 +157,19 @@ async def mapped(call: Call) -> AsyncIterator[None]:
         raise  # the handler aborted, or the connection is lost
     except Exception as error:
         await call.fail(error)
+
+
+def _of_disk(cause: BaseException, place: str) -> SightlineError | None:
+    if not isinstance(cause, OSError):
+        return None
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Overloaded(f"the service's disk is full: have its operator free some space; {place}", reason="DISK_FULL")
+    if cause.errno == errno.EROFS or (isinstance(cause, PermissionError) and cause.filename is not None):
+        return PreconditionFailed(
+            f"the service cannot use its files ({cause.strerror}): tell its operator; {place}",
+            reason="STORAGE_UNWRITABLE",
+        )
+    return None
 
 
 def _first(group: ExceptionGroup[SightlineError]) -> SightlineError:

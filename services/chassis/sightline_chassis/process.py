@@ -94,6 +94,9 @@ def serve(service: Service, settings: ServiceSettings) -> int:
         logger.error(
             "%s could not start: %s", service.name, error, extra={"reason": error.reason, "code": error.code.name}
         )
+    except OSError as error:
+        told = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        logger.exception("%s failed: %s", service.name, told)
     except Exception:
         logger.exception("%s failed", service.name)
     finally:

@@ -21,7 +21,7 @@ from sightline.errors import InvalidInput, PreconditionFailed
 from sightline.pictures import png_chunk
 from sightline.sampler.turns import user_turn
 from sightline_cli.calibration import reference_lines
-from sightline_cli.export import plain_pairs
+from sightline_cli.export import export, plain_pairs
 from sightline_cli.failures import guarded
 from sightline_trainer.candidates.injected import Injected
 from sightline_trainer.candidates.reference import unsampled
@@ -467,6 +467,18 @@ def test_an_export_leaves_out_pictures_that_cannot_be_read(tmp_path: Path) -> No
     assert pairs["prompt_id"][:] == ["p", "last"]
     assert list(left_out) == [1]
     assert pairs[0]["images"][0].size == (8, 8)
+
+
+def test_a_run_with_brackets_in_its_name_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its files were taken for patterns, and its name for markup."""
+    run, to = tmp_path / "my [1] run [/b] ü", tmp_path / "out [x]"
+    (run / "iterations/0001").mkdir(parents=True)
+    (run / "recipe.yaml").write_text("{name: a, model: m, data: {train: a, test: b}}")
+    write_pairs(run / "iterations/0001/pairs.parquet", [pair()])
+    export(run, str(to), as_json=False)
+    assert capsys.readouterr().out == f"exported 1 pairs of 1 iteration to {to}\n"
+    assert f"`{run.name}`" in (to / "README.md").read_text(encoding="utf-8")
+    assert read_pairs(to / "data/train-00000.parquet")["prompt_id"][:] == ["p"]
 
 
 @pytest.mark.parametrize("texts", [["a", None], ["a", 3], "a cat", None, [HALF]])

@@ -30,7 +30,7 @@ def not_asked_to_stop() -> None:
     """Does nothing: the default that never stops."""
 
 
-class Lease:
+class RunLease:
     """A held lease on a run's directory."""
 
     def __init__(self, run: RunDirectory, file: IO[bytes]) -> None:
@@ -55,7 +55,7 @@ class Lease:
 
 
 @contextmanager
-def lease(run: RunDirectory) -> Iterator[Lease]:
+def lease(run: RunDirectory) -> Iterator[RunLease]:
     """Hold the run's lease, so that two trainers never work on one directory. The kernel releases it when the holder
     dies.
 
@@ -70,7 +70,7 @@ def lease(run: RunDirectory) -> Iterator[Lease]:
             if not left:
                 raise _taken(run)
             time.sleep(0.05)  # the other process may only have checked
-        yield Lease(run, file)
+        yield RunLease(run, file)
 
 
 def leased(run: RunDirectory) -> bool:
@@ -186,12 +186,12 @@ def execute(
                 reserve.give_up()
 
 
-def _failed(run: RunDirectory, held: Lease, error: Exception) -> None:
+def _failed(run: RunDirectory, held: RunLease, error: Exception) -> None:
     reason = error.reason if isinstance(error, SightlineError) else "UNEXPECTED"
     _ended(run, held, "failed", error=f"{type(error).__name__}: {error}", reason=reason)
 
 
-def _ended(run: RunDirectory, held: Lease, state: State, **facts: object) -> None:
+def _ended(run: RunDirectory, held: RunLease, state: State, **facts: object) -> None:
     """Record how the run ended, if its directory can be written: how it ended says more than that it cannot."""
     try:
         if not held.gone():

@@ -99,6 +99,7 @@ def test_a_stranger_s_payload_is_not_decoded_nor_counted(tokens: TokensFile) -> 
                 assert await reason_of(raw(bytes(3 << 20))) == "TOKEN_MISSING"
                 with pytest.raises(grpc.RpcError, match="not a valid message"):
                     await raw(b"\xff no message", metadata=bearer(f"Bearer {VISION}"))
+            await eventually(lambda: sum(ends().values()) == 3)  # counted when the answer is out
             assert received() == {f"Score {SCORER} unary": 1}
             assert {name.split()[0]: count for name, count in ends().items()} == {
                 "Unauthenticated": 2,

@@ -48,16 +48,22 @@ def listening(address: str) -> bool:
         return probe.connect_ex((host, int(port))) == 0
 
 
+def announced(services: Path) -> list[Path]:
+    """The announce files of the demo's services that serve."""
+    files = (services / f"{name}.json" for name in ("scorer", "sampler", "trainer"))
+    return [path for path in files if path.exists()]
+
+
 def addresses(services: Path) -> list[str]:
     """All addresses that the demo's services announce."""
-    said = [json.loads(path.read_text()) for path in services.glob("*.json")]
+    said = [json.loads(path.read_text()) for path in announced(services)]
     return [entry[kind] for entry in said for kind in ("grpc", "health", "metrics")]
 
 
 def wait_for_services(process: subprocess.Popen[bytes], services: Path, log: Path) -> list[str]:
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
-        if len(list(services.glob("*.json"))) == 3:
+        if len(announced(services)) == 3:
             return addresses(services)
         time.sleep(0.05)
     raise AssertionError(log.read_text())

@@ -44,19 +44,29 @@ def pack_of(groups: tuple[Group, ...]) -> Pack:
     return Pack(empty, empty, empty, empty, empty, empty, (0, 0), groups, [])
 
 
+def scored(groups: tuple[Group, ...]) -> torch.Tensor:
+    """[T] whether a token predicts a response's token: the last of a prefix, and all of its branches."""
+    lengths = torch.tensor([[group.prefix - 1, 1 + sum(group.branches)] for group in groups]).flatten()
+    return torch.tensor([False, True]).repeat(len(groups)).repeat_interleave(lengths)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["every_layer", "last_layer"])
 @pytest.mark.parametrize("seed", range(20))
-def test_attention_and_its_gradients_are_those_under_one_mask(seed: int) -> None:
+def test_attention_and_its_gradients_are_those_under_one_mask(seed: int, last: bool) -> None:
     torch.manual_seed(seed)
     groups = groups_of(seed)
     module = nn.Module()
     module.is_causal = True  # type: ignore[assignment]
     module.num_key_value_groups = 2  # type: ignore[assignment]
+    module.only_scored = last  # type: ignore[assignment]
     total = sum(group.length for group in groups)
     query = torch.randn(1, 4, total, 8, requires_grad=True)
     key, value = (torch.randn(1, 2, total, 8, requires_grad=True) for _ in range(2))
     found, _ = shared_attention(module, query, key, value, None, shared_prefix=pack_of(groups))
     wide = [part.repeat_interleave(2, dim=1) for part in (key, value)]
     expected = nn.functional.scaled_dot_product_attention(query, *wide, attn_mask=seen(groups)).transpose(1, 2)
+    if last:
+        expected = expected * scored(groups)[:, None, None]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     weights = torch.randn_like(expected)
     ours = torch.autograd.grad((found * weights).sum(), (query, key, value))

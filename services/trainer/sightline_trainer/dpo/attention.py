@@ -33,6 +33,8 @@ def shared_attention(
 ) -> tuple[Tensor, None]:
     """Attention of `query` [1, H, T, D] over the pack's groups; without a pack, transformers' sdpa.
 
+    In the last layer (`last_layer.py`) only the scored tokens attend.
+
     Returns:
         [1, T, H, D] and None, as transformers asks for.
     """
@@ -51,12 +53,19 @@ def shared_attention(
         return out.flatten(0, 1)
 
     tiling = shared_prefix.tiling(query.device)
+    only_scored = getattr(module, "only_scored", False)
     parts: list[Tensor] = []
     for tile in tiling.tiles:
-        parts.append(attend(tile.prefixes, tile.prefixes, tile.groups, tile.both_ways))
+        if only_scored:
+            parts.append(attend(tile.ends, tile.prefixes, tile.groups, tile.ends_mask))
+        else:
+            parts.append(attend(tile.prefixes, tile.prefixes, tile.groups, tile.both_ways))
         if tile.runs:
             parts.append(attend(tile.queries, tile.keys, tile.runs, tile.mask))
-    return tiling.order.pick(torch.cat(parts))[None], None
+    outputs = torch.cat(parts)
+    if only_scored:
+        return tiling.scored.put(tiling.scored_order.pick(outputs), len(query))[None], None
+    return tiling.order.pick(outputs)[None], None
 
 
 def _rows(values: Tensor, places: Gathered, count: int) -> Tensor:

@@ -42,6 +42,10 @@ class Gathered:
         picked: Tensor = _Pick.apply(values, self.rows, self.rounds)
         return picked
 
+    def put(self, values: Tensor, count: int) -> Tensor:
+        """[count, ...] with `values` [n, ...] at the rows, which must occur once, and zeros elsewhere."""
+        return values.new_zeros(count, *values.shape[1:]).index_copy(0, self.rows, values)
+
 
 class _Pick(torch.autograd.Function):
     @staticmethod

@@ -17,6 +17,8 @@ from sightline_chassis.feature_cache import FeatureCache
 from torch import Tensor
 
 from sightline_trainer.dpo.attention import NAME
+from sightline_trainer.dpo.head import can_score, scored
+from sightline_trainer.dpo.last_layer import LastLayer
 from sightline_trainer.dpo.packing import Pack, PromptTokens
 from sightline_trainer.dpo.support import base_of, obstacle, window_of
 from sightline_trainer.dpo.vision import ImageEncoder, Names, frozen
@@ -81,6 +83,7 @@ def share(model: Any, *, cache_bytes: int, extra_models: tuple[Any, ...] = ()) -
 
 def _prepare(base: Any, tower: ImageEncoder, *, keep: bool) -> None:
     base.get_decoder().set_attn_implementation(NAME)
+    LastLayer(base.get_decoder().layers[-1])
     base.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
     fused = base.forward
 
@@ -89,19 +92,22 @@ def _prepare(base: Any, tower: ImageEncoder, *, keep: bool) -> None:
         if shared_prefix is None:
             return fused(*args, **kwargs)
         pack = shared_prefix.to(base.device)
-        output = fused(
-            input_ids=pack.input_ids,
-            position_ids=pack.position_ids,
+        inputs = {
+            "input_ids": pack.input_ids,
+            "position_ids": pack.position_ids,
             # Treated as a finished mask; attention.py decides what tokens see.
-            attention_mask=torch.empty(1, 1, 0, 0, dtype=torch.bool, device=base.device),
-            mm_encoder_outputs=(
+            "attention_mask": torch.empty(1, 1, 0, 0, dtype=torch.bool, device=base.device),
+            "mm_encoder_outputs": (
                 {"image": tower.encode(base.base_model, pack.pictures, keep=keep)} if pack.pictures else {}
             ),
-            shift_labels=pack.labels,
-            fused_lm_head=True,
-            use_cache=False,
-            shared_prefix=pack,
-        )
+            "use_cache": False,
+            "shared_prefix": pack,
+        }
+        if can_score(base):
+            states = base.base_model(**inputs).last_hidden_state
+            output = scored(states, base.get_output_embeddings(), pack.labels)
+        else:
+            output = fused(**inputs, shift_labels=pack.labels, fused_lm_head=True)
         for field in fields(output):
             value = getattr(output, field.name)
             if isinstance(value, Tensor) and value.shape == pack.labels.shape:

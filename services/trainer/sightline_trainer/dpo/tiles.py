@@ -46,6 +46,7 @@ class Tile:
         prefixes: groups * P. queries: runs * B tokens of the runs of branches. keys: runs * (P + B), a run's prefix and
             its own.
         mask: [runs, 1, B, P + B] what a run's tokens see: the prefix, and their own branch so far.
+        ends: the last token of each prefix. ends_mask: [groups, 1, 1, P] what it sees.
         both_ways: [groups, 1, P, P] what the prefixes' tokens see, if that is more than the tokens before them.
     """
 
@@ -55,20 +56,31 @@ class Tile:
     queries: Gathered
     keys: Gathered
     mask: Tensor
+    ends: Gathered
+    ends_mask: Tensor
     both_ways: Tensor | None = None
 
     def to(self, device: torch.device) -> Tile:
         """The same, there."""
-        names = ("prefixes", "queries", "keys", "mask", *(("both_ways",) if self.both_ways is not None else ()))
+        names = ["prefixes", "queries", "keys", "mask", "ends", "ends_mask"]
+        names += ["both_ways"] if self.both_ways is not None else []
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """All tiles, and where each of the pack's T tokens is in the concatenated outputs of their calls."""
+    """All tiles, and where tokens are in the concatenated outputs of their calls.
+
+    Attributes:
+        order: of the T tokens of the pack.
+        scored: the S tokens of the pack that predict a response's token: the last of each prefix, and all of branches.
+        scored_order: of these, in outputs of calls with the prefixes' ends in place of the prefixes.
+    """
 
     tiles: tuple[Tile, ...]
     order: Gathered
+    scored: Gathered
+    scored_order: Gathered
 
 
 def tile(groups: Sequence[Group], device: torch.device) -> Tiling:
@@ -76,13 +88,29 @@ def tile(groups: Sequence[Group], device: torch.device) -> Tiling:
     starts = [0]
     for group in groups:
         starts.append(starts[-1] + group.length)
-    order = torch.empty(starts[-1], dtype=torch.long)
-    tiles: list[Tile] = []
-    done = 0
-    for members in _alike(groups):
-        made, done = _tile([(starts[at], groups[at]) for at in members], order, done)
-        tiles.append(made.to(device))
-    return Tiling(tuple(tiles), Gathered.of(order, torch.zeros_like(order)).to(device))
+    order, scored = _Order(starts[-1]), _Order(starts[-1])
+    tiles = [
+        _tile([(starts[at], groups[at]) for at in members], order, scored).to(device) for members in _alike(groups)
+    ]
+    tokens = (scored.places >= 0).nonzero()[:, 0]
+    rows = (order.places, tokens, scored.places[tokens])
+    return Tiling(tuple(tiles), *(Gathered.of(each, torch.zeros_like(each)).to(device) for each in rows))
+
+
+class _Order:
+    """The places of tokens in concatenated outputs, -1 until they are known."""
+
+    def __init__(self, tokens: int) -> None:
+        self.places = torch.full((tokens,), -1)
+        self._done = 0
+
+    def put(self, token: int, count: int, at: int) -> None:
+        """`count` tokens from `token` are at this place of the next outputs."""
+        self.places[token : token + count] = torch.arange(self._done + at, self._done + at + count)
+
+    def done(self, outputs: int) -> None:
+        """So many outputs are laid out."""
+        self._done += outputs
 
 
 def _alike(groups: Sequence[Group]) -> list[list[int]]:
@@ -100,8 +128,8 @@ def _alike(groups: Sequence[Group]) -> list[list[int]]:
     return tiles
 
 
-def _tile(members: Sequence[tuple[int, Group]], order: Tensor, done: int) -> tuple[Tile, int]:
-    """One tile; writes the places of its outputs to `order` and returns their number so far."""
+def _tile(members: Sequence[tuple[int, Group]], order: _Order, scored: _Order) -> Tile:
+    """One tile; adds the places of its outputs to `order`, and with only the prefixes' ends to `scored`."""
     most = max(group.prefix for _, group in members)
     runs = [(start, group, run) for start, group in members for run in _runs(group)]
     width = max((sum(lengths) for _, _, (_, _, lengths) in runs), default=0)
@@ -109,8 +137,10 @@ def _tile(members: Sequence[tuple[int, Group]], order: Tensor, done: int) -> tup
     for row, (start, group) in enumerate(members):
         prefixes[row, : group.prefix] = torch.arange(start, start + group.prefix)
         first_round[row, : group.prefix] = 0
-        order[start : start + group.prefix] = torch.arange(done + row * most, done + row * most + group.prefix)
-    done += prefixes.numel()
+        order.put(start, group.prefix, row * most)
+        scored.put(start + group.prefix - 1, 1, row)
+    order.done(prefixes.numel())
+    scored.done(len(members))
     queries = torch.zeros(len(runs), width, dtype=torch.long)
     keys = torch.zeros(len(runs), most + width, dtype=torch.long)
     asked, looked_at = torch.full_like(queries, -1), torch.full_like(keys, -1)
@@ -124,17 +154,23 @@ def _tile(members: Sequence[tuple[int, Group]], order: Tensor, done: int) -> tup
         mask[row, 0, :, : group.prefix] = True  # padding too: a token that sees nothing becomes NaN
         owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
         mask[row, 0, :count, most : most + count] = (owner[:, None] == owner[None, :]).tril()
-        order[first : first + count] = torch.arange(done + row * width, done + row * width + count)
-    done += queries.numel()
-    made = Tile(
+        for each in (order, scored):
+            each.put(first, count, row * width)
+    for each in (order, scored):
+        each.done(queries.numel())
+    sizes = torch.tensor([group.prefix for _, group in members])
+    ends = prefixes.gather(1, sizes[:, None] - 1)[:, 0]
+    return Tile(
         len(members),
         Gathered.of(prefixes.flatten(), first_round.flatten()),
         len(runs),
         Gathered.of(queries.flatten(), asked.flatten()),
         Gathered.of(keys.flatten(), looked_at.flatten()),
         mask,
+        Gathered.of(ends, torch.zeros_like(ends)),
+        (torch.arange(most) < sizes[:, None])[:, None, None],
+        _both_ways([group for _, group in members], most),
     )
-    return replace(made, both_ways=_both_ways([group for _, group in members], most)), done
 
 
 def _both_ways(groups: Sequence[Group], most: int) -> Tensor | None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from sightline.errors import PreconditionFailed
 from sightline_chassis.families.auto import AutoModelForImageTextToText
 from sightline_chassis.families.quantized import Quantization, quantized
+from sightline_chassis.families.unread_layers import skip_unread_layers
 from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 from trl import DPOConfig
@@ -57,15 +58,19 @@ def load_policy(
     held: dict[str, Any] = {}
     if quantization is not None:
         held = quantized(model, kind, torch.cuda.current_device() if torch.cuda.is_available() else "cpu")
-    if attention == "sdpa":  # transformers' own choice, which is eager if a model's parts support nothing else
-        return AutoModelForImageTextToText.from_pretrained(model, dtype=kind, **held)
+    if attention != "sdpa":  # that is transformers' own choice, or eager if a model's parts support nothing else
+        held["attn_implementation"] = attention
     try:
-        return AutoModelForImageTextToText.from_pretrained(model, dtype=kind, attn_implementation=attention, **held)
+        loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=kind, **held)
     except (ImportError, ValueError) as error:
+        if attention == "sdpa":
+            raise
         said = str(error).partition("\n")[0].partition(". ")[0]
         raise PreconditionFailed(
             f"dpo.attn_implementation={attention} is not available for {model}: {said}", reason="ATTENTION_UNAVAILABLE"
         ) from error
+    skip_unread_layers(loaded)
+    return loaded
 
 
 def make_trainer(

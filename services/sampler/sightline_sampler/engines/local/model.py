@@ -19,6 +19,7 @@ from sightline_chassis.families.auto import AutoConfig, AutoModelForImageTextToT
 from sightline_chassis.families.pixels import bound_pixels
 from sightline_chassis.families.processing import Processing, ProcessorUnusable
 from sightline_chassis.families.quantized import Quantization, quantized
+from sightline_chassis.families.unread_layers import skip_unread_layers
 from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from sightline_sampler.engines.local import attention
@@ -164,6 +165,7 @@ def load_weights(
                 reason="WEIGHTS_DO_NOT_FIT",
                 metadata={what: ", ".join(found[:3])},
             )
+    skip_unread_layers(model)
     model.eval().requires_grad_(False)
     return model if held else model.to(device)
 

@@ -73,7 +73,13 @@ def rowwise_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # type: ignore[no-any-return, arg-type, unused-ignore]
     else:
         assert isinstance(value, torch.Tensor)
-        out = _attend(query, key, value, attention_mask, scaling)
+        count = getattr(module, "last_tokens", None)  # set by last_layer.py
+        if count is None:
+            out = _attend(query, key, value, attention_mask, scaling)
+        else:
+            mask = None if attention_mask is None else attention_mask[:, :, -count:]
+            out = torch.zeros_like(query)
+            out[:, :, -count:] = _attend(query[:, :, -count:], key, value, mask, scaling)
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from sightline_chassis.feature_cache import FeatureCache
 
 from sightline_sampler.engines.local.features import Encoded, Features
 from sightline_sampler.engines.local.kv import RowCache
+from sightline_sampler.engines.local.last_layer import LastLayer
 from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prompts import Prepared
 from sightline_sampler.engines.local.states import Kept, empty_cache, kept
@@ -56,6 +58,7 @@ class Prefiller:
     Attributes:
         features: image features by (digest, weights).
         sharing: how image features are cached and passed on; the self-check sets it if the result is right.
+        last_layer: leaves out what no logit needs; the self-check sets it if the bits are the same.
         slot_bytes: bytes of one token's keys and values; 0 until a prompt has been run.
         row_bytes: bytes of one row's states.
     """
@@ -64,6 +67,7 @@ class Prefiller:
         self._base = base
         self.features = features
         self.sharing: Features | None = None
+        self.last_layer: LastLayer | None = None
         self.slot_bytes = self.row_bytes = 0
 
     def run(self, model: Any, prompts: Sequence[Prepared], vision_key: int) -> Prefix:
@@ -90,7 +94,8 @@ class Prefiller:
         if self._base.keeps_logits:
             # Not two or three: a product of (prompts, 2, in) runs prompt by prompt, with too few rows each.
             inputs["logits_to_keep"] = 1 if len(rows) >= least else min(length, least)
-        positions, output = decoder_positions(model, {**inputs, "past_key_values": cache, "use_cache": True})
+        with self.last_layer.narrow() if self.last_layer is not None else nullcontext():
+            positions, output = decoder_positions(model, {**inputs, "past_key_values": cache, "use_cache": True})
         axes, shift = _next_places(positions, length, len(rows), device)
         held = kept(cache, length)
         self.slot_bytes, self.row_bytes = RowCache.slot_bytes(held.layers), held.row_bytes()

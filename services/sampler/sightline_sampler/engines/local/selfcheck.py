@@ -7,6 +7,7 @@ of three shapes, and on two images and three turns if the model takes several:
 - attention: the row-wise one compared with the architecture's own, on the prompt;
 - features: image features computed separately and passed in, two images at once, compared with passing pixels (if they
 differ, pixels are passed each time, and features are not cached);
+- the last layer: what no logit needs is left out only where all bits stay the same;
 - decoding: rows in the row cache, and a given response, compared with one forward pass of prompt and response.
 
 In half precision a model differs from itself by rounding, so the engine may differ by twice that.
@@ -35,6 +36,7 @@ from sightline_sampler.engines.base import Conversation, SampleWork
 from sightline_sampler.engines.local import attention, teacher
 from sightline_sampler.engines.local.features import Features
 from sightline_sampler.engines.local.lane import Lane
+from sightline_sampler.engines.local.last_layer import LastLayer
 from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prefill import Prefiller, decoder_positions
 from sightline_sampler.engines.local.prompts import PromptBuilder
@@ -97,10 +99,11 @@ def check(base: BaseModel, builder: PromptBuilder, prefiller: Prefiller) -> None
 
 def _check(base: BaseModel, probes: list[TrialPrompt], prefiller: Prefiller) -> None:
     limit = _limit(base, probes[1:])
-    prefiller.sharing = None
+    prefiller.sharing = prefiller.last_layer = None
     apart = max(attention_error(base, probe) for probe in probes[1:])
     _refuse_over(limit, apart, base, "attends")
     prefiller.sharing = _sharing(base, prefiller, probes[:2], limit)
+    prefiller.last_layer = _last_layer(base, prefiller, probes)
     worst = _decodes(base, prefiller, probes[1:], limit)
     _refuse_over(limit, worst, base, "decodes")
     first, second = (_plain(base, probe)[0] for probe in probes[:2])
@@ -111,10 +114,26 @@ def _check(base: BaseModel, probes: list[TrialPrompt], prefiller: Prefiller) -> 
         "self-check passed",
         extra={
             "shares_features": prefiller.sharing is not None,
+            "narrows_last_layer": prefiller.last_layer is not None,
             "largest_difference": worst,
             "image_matters": matters,
         },
     )
+
+
+def _last_layer(base: BaseModel, prefiller: Prefiller, probes: Sequence[TrialPrompt]) -> LastLayer | None:
+    """The last layer, if leaving out what no logit needs changes no bit of the logits."""
+    layer = LastLayer.of(base)
+    if layer is None:
+        return None
+    batches = [[probes[0].prepared, probes[1].prepared], *([probe.prepared] for probe in probes)]
+    for prompts in batches:
+        whole = prefiller.run(base.model, prompts, 0).logits
+        with layer.narrow():
+            narrow = prefiller.run(base.model, prompts, 0).logits
+        if not torch.equal(whole, narrow):
+            return None
+    return layer
 
 
 def _decodes(base: BaseModel, prefiller: Prefiller, probes: Sequence[TrialPrompt], limit: float) -> float:

@@ -54,8 +54,11 @@ def test_the_first_of_equal_logits_is_the_top_one() -> None:
     assert found.is_top1.tolist() == [[True, False, False]]
 
 
-@pytest.mark.parametrize("change", ["none", "trained", "bfloat16", "scaled", "autocast", "wrapped"])
-def test_only_a_plain_frozen_head_in_float32_is_used(change: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["none", "trained", "bfloat16", "scaled", "autocast", "wrapped", "small"])
+def test_only_a_large_plain_frozen_head_in_float32_is_used(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "LEAST_VOCABULARY", 1 << 20 if change == "small" else 1)
     model: Any = AutoModelForImageTextToText.from_pretrained(make_family(tmp_path / "model", "llava"))
     model.requires_grad_(change == "trained")
     if change == "bfloat16":

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+import trl.trainer.utils
 from datasets import Dataset
 from dpo_models import FAMILIES, dpo_recipe, make_family, random_pairs, shake
 from sightline.errors import PreconditionFailed
-from sightline_trainer.dpo import tiles
+from sightline_trainer.dpo import head, last_layer, tiles
 from sightline_trainer.dpo.collator import PairCollator
 from sightline_trainer.dpo.loss_names import TRL
 from sightline_trainer.dpo.reference_logprobs import add_reference, self_check
 from sightline_trainer.dpo.setup import make_trainer
+from sightline_trainer.dpo.support import base_of
 from transformers import AutoModelForImageTextToText
+from trl.kernels import ChunkedLogProbFunction
 
 # Two prompts; ragged lengths; a response that stands in three pairs, one of a single token would be number -1.
 LAYOUT = [(0, 1, 2), (0, 1, 3), (0, 4, 1), (1, 4, 0)]
@@ -33,6 +36,13 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[name]
 
     return get
+
+
+@pytest.fixture(autouse=True)
+def long_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These models' prompts and vocabularies are small; they go the way of large ones."""
+    monkeypatch.setattr(last_layer, "LEAST_PREFIX", 1)
+    monkeypatch.setattr(head, "LEAST_VOCABULARY", 1)
 
 
 def prepared(model: Path, pairs: Dataset, work: Path, **dpo: Any) -> Any:
@@ -132,6 +142,40 @@ def test_bfloat16_is_as_near_as_its_rounding(family: Callable[[str], Path], tmp_
     trainer = prepared(model, random_pairs(model, LAYOUT), tmp_path, dtype="bfloat16")
     assert 0 <= self_check(trainer) < 2 * torch.finfo(torch.bfloat16).eps
     assert_equal(trainer, tolerance=0.1)
+
+
+def test_prompts_from_a_length_on_leave_the_last_layer_and_trls_head(
+    family: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs on short prompts keep the bits that they had before."""
+    model = family("llava")
+    trainer = prepared(model, random_pairs(model, LAYOUT), tmp_path)
+    batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)))
+    layer = base_of(trainer.model).get_decoder().layers[-1]
+    ran: list[int] = []
+    layer.mlp.down_proj.register_forward_pre_hook(lambda _, args: ran.append(args[0].shape[1]))
+    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", _Counted)
+    _Counted.calls = 0
+    everything, pack = batch["shared_prefix"].input_ids.shape[1], batch["shared_prefix"]
+    inputs = trainer._model_inputs(batch)
+    trainer.model(**inputs)
+    assert ran == [len(pack.kept.unique())]
+    assert ran[0] < everything
+    assert _Counted.calls == 0
+    monkeypatch.setattr(last_layer, "LEAST_PREFIX", pack.prefix + 1)
+    monkeypatch.setattr(head, "LEAST_VOCABULARY", 1 << 20)
+    trainer.model(**inputs)
+    assert ran[1] == everything
+    assert _Counted.calls == 1
+
+
+class _Counted(ChunkedLogProbFunction):  # type: ignore[misc, unused-ignore]
+    calls = 0
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        cls.calls += 1
+        return ChunkedLogProbFunction.apply(*args)
 
 
 def test_a_response_of_several_pairs_and_an_image_of_several_prompts_are_forwarded_once(

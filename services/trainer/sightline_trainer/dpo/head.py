@@ -3,7 +3,8 @@
 TRL's head computes a tile of logits twice, forward and backward, with some ten passes over it each time where it has no
 kernels; with a vocabulary of 32,000 that was a third of a step. Only log-probs have a gradient in DPO, and a token's is
 linear in that of its log-prob: W[label] - sum_v p_v W[v]. So the forward pass computes this row, and the backward pass
-multiplies it.
+multiplies it. Log-probs and gradients round differently than TRL's. A small vocabulary has little to gain, and goes
+through TRL's head.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from trl.trainer.utils import FusedCausalLMOutput
 
+LEAST_VOCABULARY = 4096
+"""Rows of a head from which this one is used."""
 _TILE = 4 << 20
 """Logits that are in memory at once."""
 
 
 def can_score(base: Any) -> bool:
-    """Whether `scored` gives what TRL's head gives for this model: a whole, frozen, plain head in float32 on a CPU."""
+    """Whether `scored` gives what TRL's head gives for this model: a whole, frozen, plain head in float32 on a CPU,
+    with a large vocabulary."""
     head, text = base.get_output_embeddings(), base.config.get_text_config()
     weight = head.weight
     plain = all(getattr(text, name, None) is None for name in _SCALES) and not torch.is_autocast_enabled("cpu")
@@ -28,6 +32,7 @@ def can_score(base: Any) -> bool:
         plain
         and type(head) is nn.Linear
         and type(weight) is nn.Parameter
+        and head.out_features >= LEAST_VOCABULARY
         and weight.shape == (head.out_features, head.in_features)
         and weight.dtype == torch.float32
         and weight.device.type == "cpu"

@@ -68,6 +68,11 @@ class Pack:
     pictures: list[PromptPictures]
     _tiling: Tiling | None = None
 
+    @property
+    def prefix(self) -> float:
+        """Mean number of a prompt's tokens."""
+        return sum(group.prefix for group in self.groups) / len(self.groups)
+
     def to(self, device: torch.device, non_blocking: bool = True) -> Pack:
         """Move its tensors, in place. Data loaders call this like a tensor's method."""
         if self.input_ids.device != device:

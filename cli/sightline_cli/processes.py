@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import signal
@@ -18,9 +17,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from sightline.errors import PreconditionFailed, SightlineError, Unavailable
+from sightline_chassis.file_lock import locked
 
 if TYPE_CHECKING:
     from sightline_chassis.server import Addresses
@@ -70,18 +70,9 @@ def in_use(directory: Path) -> bool:
     """Whether the services of a running command log to a directory."""
     try:
         with (directory / _LOCK).open("rb") as file:
-            return not _locked(file)
+            return not locked(file)
     except FileNotFoundError:
         return False
-
-
-def _locked(file: IO[bytes]) -> bool:
-    """Lock it until it is closed, or until this process ends; False if another process has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class Processes:
@@ -96,7 +87,7 @@ class Processes:
         """Take the directory; raise PreconditionFailed (RUN_LEASED) if another command's services log to it."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self._taken = (self.directory / _LOCK).open("ab")
-        if not _locked(self._taken):
+        if not locked(self._taken):
             self._taken.close()
             raise PreconditionFailed(
                 f"another command's services log to {self.directory}: wait for it, or name another run directory",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from sightline.errors import Cancelled, PreconditionFailed, SightlineError
+from sightline_chassis.file_lock import locked
 
 from sightline_trainer.connections import Connections
 from sightline_trainer.disk import Reserve, disk_full, out_of_space
@@ -65,7 +65,7 @@ def lease(run: RunDirectory) -> Iterator[RunLease]:
     run.root.mkdir(parents=True, exist_ok=True)
     with _place(run).open("ab+") as file:
         for left in reversed(range(LEASE_TRIES)):
-            if _locked(file, fcntl.LOCK_EX):
+            if locked(file):
                 break
             if not left:
                 raise _taken(run)
@@ -77,7 +77,7 @@ def leased(run: RunDirectory) -> bool:
     """Whether a trainer works on the run now. Checking writes nothing and does not block other checks."""
     try:
         with _place(run).open("rb") as file:
-            return not _locked(file, fcntl.LOCK_SH)
+            return not locked(file, shared=True)
     except FileNotFoundError:
         return False
 
@@ -107,15 +107,6 @@ def _taken(run: RunDirectory) -> PreconditionFailed:
     return PreconditionFailed(
         f"another trainer works on {run.root}; wait for it or name another run directory", reason="RUN_LEASED"
     )
-
-
-def _locked(file: IO[bytes], how: int) -> bool:
-    """Lock it until it is closed; False if another process has it."""
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def versions() -> dict[str, str]:

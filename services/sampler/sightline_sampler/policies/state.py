@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import os
 import threading
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from sightline.errors import PreconditionFailed
+from sightline_chassis.file_lock import locked
 
 _MOST = 1000  # maximum stored versions
 _FORMAT = 2
@@ -43,14 +43,12 @@ class StateFile:
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         held = self._path.with_suffix(".lock").open("ab")
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locked(held):
             held.close()
             raise PreconditionFailed(
                 f"another sampler uses {self._path.parent}: give each its own policies.state_dir",
                 reason="STATE_DIR_IN_USE",
-            ) from None
+            )
         self._held = held
 
     def release(self) -> None:

@@ -117,6 +117,8 @@ class Probe(Service):
                     raise ZeroDivisionError("a secret of the service")
                 case "full":
                     raise OSError(errno.ENOSPC, "No space left on device", "/secret")
+                case "full-inside":
+                    raise RuntimeError("safetensors: I/O error: No space left on device (os error 28)")
                 case "read-only":
                     raise OSError(errno.EROFS, "Read-only file system", "/secret")
                 case "cancelled":

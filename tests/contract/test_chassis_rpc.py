@@ -85,6 +85,7 @@ FAILURES: list[tuple[str, type[SightlineError], str, str, str]] = [
     ("away", Unavailable, "Unavailable", "UNAVAILABLE", "the backend is away"),
     ("bug", InternalError, "Internal", "INTERNAL", "internal error; the service's log has it under request id my-id"),
     ("full", Overloaded, "ResourceExhausted", "DISK_FULL", "the service's disk is full"),
+    ("full-inside", Overloaded, "ResourceExhausted", "DISK_FULL", "the service's disk is full"),
     (
         "read-only",
         PreconditionFailed,

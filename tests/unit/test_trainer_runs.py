@@ -13,7 +13,7 @@ from sightline.errors import Cancelled, DataCorrupted, InvalidInput, Preconditio
 from sightline_chassis.settings import SettingsError
 from sightline_trainer import loop, runs, stopwatch
 from sightline_trainer.ahead import Ahead
-from sightline_trainer.disk import DiskFull, disk_full
+from sightline_trainer.disk import DiskFull
 from sightline_trainer.events import Event, EventLog, EventReader, Observer, read_events
 from sightline_trainer.execute import execute
 from sightline_trainer.files import read_json
@@ -142,23 +142,6 @@ def test_seconds_add_up_over_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     second = Stopwatch(tmp_path / "seconds.json")
     now = 112.0
     assert second.seconds == 10.0
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        OSError(errno.EFBIG, "File too large"),
-        RuntimeError("safetensors: I/O error: No space left on device (os error 28)"),
-        ExceptionGroup("two", [ValueError(), OSError(errno.EDQUOT, "quota")]),
-    ],
-)
-def test_a_full_disk_is_known_however_it_is_said(error: Exception) -> None:
-    assert disk_full(error)
-    with pytest.raises(KeyError) as wrapped:
-        raise KeyError("wrapped") from error
-    assert disk_full(wrapped.value)
-    assert not disk_full(OSError(errno.EACCES, "Permission denied"))
 
 
 def test_a_full_disk_ends_the_run_with_its_reason_and_it_goes_on_afterwards(

@@ -25,6 +25,7 @@ from sightline.errors import (
 )
 
 from sightline_chassis import metrics, traces
+from sightline_chassis.full_disk import disk_full
 
 logger = logging.getLogger(__name__)
 REQUEST_ID = "x-request-id"
@@ -160,10 +161,10 @@ async def mapped(call: Call) -> AsyncIterator[None]:
 
 
 def _of_disk(cause: BaseException, place: str) -> SightlineError | None:
+    if disk_full(cause):
+        return Overloaded(f"the service's disk is full: have its operator free some space; {place}", reason="DISK_FULL")
     if not isinstance(cause, OSError):
         return None
-    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Overloaded(f"the service's disk is full: have its operator free some space; {place}", reason="DISK_FULL")
     if cause.errno == errno.EROFS or (isinstance(cause, PermissionError) and cause.filename is not None):
         return PreconditionFailed(
             f"the service cannot use its files ({cause.strerror}): tell its operator; {place}",

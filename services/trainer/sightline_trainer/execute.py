@@ -13,9 +13,10 @@ from typing import IO
 
 from sightline.errors import Cancelled, PreconditionFailed, SightlineError
 from sightline_chassis.file_lock import locked
+from sightline_chassis.full_disk import disk_full
 
 from sightline_trainer.connections import Connections
-from sightline_trainer.disk import Reserve, disk_full, out_of_space
+from sightline_trainer.disk import Reserve, out_of_space
 from sightline_trainer.events import Event, EventLog, Fanout, Observer
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.runs import RunDirectory, State

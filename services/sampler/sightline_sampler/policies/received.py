@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import errno
 import hashlib
 import os
 import re
@@ -37,6 +36,7 @@ from sightline.sampler.manifest import (
     read_manifest,
 )
 from sightline.sampler.v1 import sampler_pb2 as pb
+from sightline_chassis.full_disk import disk_full
 
 from sightline_sampler.policies.download import downloads
 from sightline_sampler.policies.pushers import ENDS, PushedShares, Pusher
@@ -152,7 +152,7 @@ class ReceivedPolicies:
                     await asyncio.to_thread(self._append, root, announced, request.chunk)
                 return await asyncio.to_thread(self._finish, root, announced)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if not disk_full(error):
                     raise
                 raise _full(f"the disk of {root} is full") from error
 

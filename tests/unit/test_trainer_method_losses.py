@@ -13,8 +13,7 @@ from PIL import Image
 from sightline.errors import PreconditionFailed
 from sightline_trainer.dpo.collator import PairCollator
 from sightline_trainer.dpo.doubts import Doubts
-from sightline_trainer.dpo.extra_rows import CHOSEN_AT_VIEW, OWN_RESPONSE
-from sightline_trainer.dpo.loss_names import OWN, loss_fault
+from sightline_trainer.dpo.loss_names import CHOSEN_AT_VIEW, EXTRA_ROWS, OWN, OWN_RESPONSE, loss_fault
 from sightline_trainer.dpo.method import Doubt, View
 from sightline_trainer.dpo.own_losses import OWN_LOSSES, Sides, nearness
 from sightline_trainer.dpo.reference_logprobs import add_reference, self_check, token_logprobs
@@ -88,6 +87,16 @@ def test_an_own_loss_of_two_pairs_by_hand(name: str, expected: list[float]) -> N
 
 def test_every_own_loss_has_its_name_where_recipes_are_read() -> None:
     assert set(OWN_LOSSES) == set(OWN)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_loss_reads_the_further_row_that_is_named_and_no_other(name: str) -> None:
+    known = {"doubt": torch.zeros(2), "nearness": torch.eye(2)}
+    needed = {EXTRA_ROWS[name]: torch.ones(2)} if name in EXTRA_ROWS else {}
+    assert OWN_LOSSES[name](sides(extras=needed, **known)).isfinite().all()
+    if needed:
+        with pytest.raises(KeyError):
+            OWN_LOSSES[name](sides(extras={}, **known))
 
 
 @pytest.mark.parametrize("loss", [{"sigmoid": 1.0, "image": 0.7, "anchor": 0.3}, {"image_joint": 1.0}])

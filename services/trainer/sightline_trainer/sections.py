@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_vali
 from sightline_chassis.settings import Section, Target
 
 from sightline_trainer.decoding_settings import Decoding
-from sightline_trainer.dpo.loss_names import NAMES, OWN, WHOLE, loss_fault
+from sightline_trainer.dpo.loss_names import CHOSEN_AT_VIEW, EXTRA_ROWS, NAMES, OWN, WHOLE, loss_fault
 from sightline_trainer.dpo.method import Doubt, Guidance, References, TokenWeights, View
 from sightline_trainer.dpo.open_losses import Loss, bound, open_names
 
@@ -346,17 +346,15 @@ class Dpo(Section):
             *([] if self.ld_alpha is None else ["dpo.ld_alpha"]),
             *([] if self.token_weights.by == "none" else [f"dpo.token_weights.by={self.token_weights.by}"]),
             *([] if self.guidance.scale == 1.0 else ["dpo.guidance"]),
-            *(f"the loss {name}" for name in self.loss if name in _WITH_EXTRA_ROWS),
+            *(f"the loss {name}" for name in self.loss if name in EXTRA_ROWS),
         ]
 
 
-_WITH_EXTRA_ROWS = ("image", "image_joint", "optimism")
-"""Losses that need the reference's log-probs of further rows of a pair (`dpo/extra_rows.py`)."""
 _ASKED_BY = {
     "label_smoothing": ("robust", "aot", "aot_unpaired", "exo_pair"),
     "discopop_tau": ("discopop",),
     "povid_betas": ("povid_paper",),
-    "view": ("image", "image_joint"),
+    "view": tuple(name for name, role in EXTRA_ROWS.items() if role == CHOSEN_AT_VIEW),
     "doubt": ("cdpo",),
     "rpo_temperature": ("rpo",),
 }

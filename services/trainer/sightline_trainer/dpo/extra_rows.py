@@ -7,15 +7,11 @@ B; losses find the others' log-ratios to the reference by their role.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from sightline_trainer.dpo.guidance import CHOSEN_BLIND, REJECTED_BLIND
+from sightline_trainer.dpo.loss_names import CHOSEN_AT_VIEW, EXTRA_ROWS, OWN_RESPONSE
 from sightline_trainer.dpo.views import Shown
 from sightline_trainer.sections import Dpo
-
-CHOSEN_AT_VIEW: Final = "chosen_at_view"
-OWN_RESPONSE: Final = "own"
-"""Role of the column `own_ids`: what the policy sampled for the prompt."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +35,10 @@ def extra_rows(settings: Dpo, seed: int = 0) -> tuple[ExtraRow, ...]:
     Args:
         seed: seed for random views of a picture.
     """
-    rows = []
-    if {"image", "image_joint"} & set(settings.loss):
+    rows, roles = [], {EXTRA_ROWS[name] for name in settings.loss if name in EXTRA_ROWS}
+    if CHOSEN_AT_VIEW in roles:
         rows.append(ExtraRow(CHOSEN_AT_VIEW, "chosen", Shown(settings.view, seed)))
-    if "optimism" in settings.loss:
+    if OWN_RESPONSE in roles:
         rows.append(ExtraRow(OWN_RESPONSE, OWN_RESPONSE))
     if settings.guidance.scale > 1.0:
         blind = Shown(settings.guidance.view, seed)

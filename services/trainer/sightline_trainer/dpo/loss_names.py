@@ -14,6 +14,15 @@ POVID: Final = ("povid_paper", "povid_code")
 OWN: Final = ("image", "image_joint", "anchor", "optimism", "cdpo", "rpo")
 """Our own losses; `own_losses.py` explains them."""
 NAMES: Final = TRL + POVID + OWN
+CHOSEN_AT_VIEW: Final = "chosen_at_view"
+OWN_RESPONSE: Final = "own"
+"""Role of the column `own_ids`: what the policy sampled for the prompt."""
+EXTRA_ROWS: Final[Mapping[str, str]] = {
+    "image": CHOSEN_AT_VIEW,
+    "image_joint": CHOSEN_AT_VIEW,
+    "optimism": OWN_RESPONSE,
+}
+"""Losses that need the log-probs of a further row of each pair, and its role (`extra_rows.py`)."""
 # Functions of the difference between both sides' rewards, for which a margin per pair is meaningful.
 _WITH_MARGIN: Final = {"sigmoid", "hinge", "robust", "exo_pair", "discopop", "povid_code", "image_joint", "cdpo"}
 # These ignore a margin and may be combined with one.

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from sightline_trainer.dpo.extra_rows import CHOSEN_AT_VIEW, OWN_RESPONSE
+from sightline_trainer.dpo.loss_names import CHOSEN_AT_VIEW, OWN_RESPONSE
 
 
 @dataclass(frozen=True)

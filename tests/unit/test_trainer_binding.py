@@ -11,7 +11,7 @@ import yaml
 from sightline.errors import DataCorrupted, PreconditionFailed
 from sightline_cli.main import app
 from sightline_trainer.binding import bound_by
-from sightline_trainer.places import located, portable
+from sightline_trainer.places import canonical, located, portable
 from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.report.history import History
 from sightline_trainer.rollout import Rollout
@@ -180,6 +180,19 @@ def test_a_run_is_moved_and_gone_on_with_from_anywhere(tmp_path: Path, monkeypat
     again = load_recipe(moved / "recipe.yaml")  # as `sightline run RUN/recipe.yaml --run RUN` reads it
     assert again == known
     assert RunDirectory(moved).open(again) == ""
+
+
+def test_a_run_and_its_data_may_have_a_question_mark_in_their_names(tmp_path: Path) -> None:
+    root = tmp_path / "why?"
+    (root / "data").mkdir(parents=True)
+    (root / "data/a?.jsonl").touch()
+    tree = {"data": {"train": f"{root}/data/a?.jsonl?prompt=text", "test": f"{root}/data?prompt=text"}}
+    written = portable(tree, root)
+    assert written["data"] == {"train": "run:data/a?.jsonl?prompt=text", "test": "run:data?prompt=text"}
+    moved = root.rename(tmp_path / "why not?")
+    expected = {"train": f"{moved}/data/a?.jsonl?prompt=text", "test": f"{moved}/data?prompt=text"}
+    assert located(written, moved)["data"] == expected
+    assert canonical(written, moved) == canonical({"data": expected}, moved)
 
 
 @pytest.mark.parametrize("scheme", ["", "llava:", "datasets:"])

@@ -13,6 +13,7 @@ from PIL import Image
 from sightline.errors import InvalidInput, PreconditionFailed
 from sightline_trainer.pools import Pool, hold_out, load_prompts, open_pool, side_files
 from sightline_trainer.pools import lines as lines_module
+from sightline_trainer.pools.dataset_name import directories
 
 
 def rows(count: int) -> list[dict[str, Any]]:
@@ -150,6 +151,25 @@ def test_a_dataset_of_the_datasets_library(tmp_path: Path) -> None:
     assert pool.head(1)[0].images[0].read_bytes() == content
     with pytest.raises(InvalidInput, match="no column prompt"):
         open_pool(f"datasets:{tmp_path}/saved")
+
+
+def test_a_question_mark_may_be_part_of_a_name(tmp_path: Path) -> None:
+    """`?` began the query, so a file `what?.jsonl` was looked for under the name `what`."""
+    pictures = jsonl(tmp_path / "which?")
+    file = tmp_path / "what?.jsonl"
+    file.write_bytes((pictures / "prompts.jsonl").read_bytes())
+    pool = open_pool(f"{file}?images={pictures}&reference=reference")
+    assert pool.head() == open_pool(pictures).head()
+    assert side_files(f"{file}?images={pictures}") == tmp_path
+    assert pictures in directories(f"{file}?images={pictures}")
+    with pytest.raises(InvalidInput, match=r"jsonl after \? has no value"):
+        open_pool(f"{tmp_path}/missing?.jsonl")
+
+
+def test_a_name_that_reads_like_a_query_allows_no_other_directory(tmp_path: Path) -> None:
+    named = tmp_path / "data?images=/etc"
+    named.mkdir(parents=True)
+    assert {Path("/etc"), tmp_path / "data"} <= set(directories(str(named)))
 
 
 def test_side_files_lie_beside_the_prompts(tmp_path: Path) -> None:

@@ -76,11 +76,22 @@ def _is_place(keys: tuple[str, ...], value: str) -> bool:
     return keys != ("reward", "pretrained") or os.sep in value
 
 
+def split_query(rest: str, change: Callable[[str], str] = str) -> tuple[str, str, str]:
+    """(place, "?" or "", query): the longest place that exists, also one with `?` in its name; else up to the first
+    `?`."""
+    marks = [at for at, letter in enumerate(rest) if letter == "?"]
+    for at in [len(rest), *reversed(marks)] if marks else []:
+        place = rest[:at]
+        if place and any(os.path.lexists(os.path.expanduser(each)) for each in (place, change(place))):
+            return place, rest[at : at + 1], rest[at + 1 :]
+    return rest.partition("?")
+
+
 def _changed(reference: str, change: Callable[[str], str]) -> str:
     scheme, colon, rest = reference.partition(":")
     if not colon or scheme not in _SCHEMES:
         scheme, colon, rest = "", "", reference
-    place, mark, query = rest.partition("?")
+    place, mark, query = split_query(rest, change)
     query = re.sub(
         r"(?<![^&])images=([^&]*)",
         lambda found: f"images={quote(change(unquote(found[1].replace('+', ' '))), safe='/:')}",

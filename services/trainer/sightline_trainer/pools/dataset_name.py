@@ -6,7 +6,7 @@
     datasets:NAME?split=train&prompt=question        a dataset of the `datasets` library, by name or directory
 
 A query after `?` renames columns: `id`, `image`, `prompt`, `reference`, `objects`; `images` sets the directory of the
-image files, if it is not that of the file.
+image files, if it is not that of the file. A path that exists may have `?` in its name.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl
 
 from sightline.errors import InvalidInput
 
+from sightline_trainer.places import split_query
 from sightline_trainer.pools.fields import Fields
 from sightline_trainer.pools.folder import Folder
 from sightline_trainer.pools.lines import LinesPool
@@ -31,12 +32,26 @@ SCHEMES = ("llava", "datasets")
 
 
 def split_reference(reference: str) -> tuple[str, str, dict[str, str]]:
-    """(scheme or "", place, query) of a reference."""
+    """(scheme or "", place, query) of a reference.
+
+    Raises:
+        InvalidInput: a key of the query has no value.
+    """
+    scheme, rest = _split_scheme(reference)
+    place, _, query = split_query(rest)
+    named = dict(parse_qsl(query, keep_blank_values=True))
+    if empty := [key for key, value in named.items() if not value]:
+        raise InvalidInput(
+            f"{reference}: {empty[0]} after ? has no value: give one, as in ?prompt=question, or correct the path "
+            "before ? if it belongs to a name",
+            reason="DATASET",
+        )
+    return scheme, place, named
+
+
+def _split_scheme(reference: str) -> tuple[str, str]:
     scheme, colon, rest = reference.partition(":")
-    if not colon or scheme not in SCHEMES:
-        scheme, rest = "", reference
-    place, _, query = rest.partition("?")
-    return scheme, place, dict(parse_qsl(query))
+    return (scheme, rest) if colon and scheme in SCHEMES else ("", reference)
 
 
 def side_files(reference: str) -> Path:
@@ -47,12 +62,16 @@ def side_files(reference: str) -> Path:
 
 
 def directories(reference: str) -> list[Path]:
-    """The directories on this machine that a reference reads: the dataset's, and its images'."""
-    scheme, place, query = split_reference(reference)
-    path = Path(place).expanduser()
-    found = [Path(query["images"]).expanduser()] if "images" in query else []
-    if scheme != "datasets" or os.path.lexists(path):
-        found.append(path)
+    """The directories on this machine that a reference reads: the dataset's, and its images'. Those of a reference
+    whose file has `?` in its name are also those that it would read without that file."""
+    scheme, rest = _split_scheme(reference)
+    found = []
+    for place, _, query in dict.fromkeys((split_query(rest), rest.partition("?"))):
+        path, images = Path(place).expanduser(), dict(parse_qsl(query)).get("images")
+        if images is not None:
+            found.append(Path(images).expanduser())
+        if scheme != "datasets" or os.path.lexists(path):
+            found.append(path)
     return found
 
 

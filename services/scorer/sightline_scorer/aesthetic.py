@@ -48,7 +48,7 @@ class AestheticHead:
             sizes = [layer[0].shape for layer in layers]
             if not layers or sizes[-1][0] != 1 or any(a[0] != b[1] for a, b in itertools.pairwise(sizes)):
                 raise ValueError(f"layers of {sizes}")
-        except (KeyError, ValueError, IndexError) as error:
+        except (KeyError, ValueError, IndexError, AttributeError) as error:
             raise PreconditionFailed(
                 f"{path} holds no network layers.N.weight, layers.N.bias down to one number: {error}",
                 reason="HEAD_UNKNOWN",
@@ -83,7 +83,6 @@ def _safetensors(content: bytes) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def _pth(path: Path) -> dict[str, npt.NDArray[np.float32]]:
-    import torch
+    from sightline_chassis.tensor_file import read_tensors
 
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: value.float().numpy() for name, value in state.items()}
+    return {name: value.float().numpy() for name, value in read_tensors(path).items()}

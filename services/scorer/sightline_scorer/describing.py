@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -110,6 +111,11 @@ def naming(name: str) -> Iterator[None]:
         yield
     except SightlineError:
         raise
+    except pickle.UnpicklingError as error:  # its text advises to run the file's code
+        raise PreconditionFailed(
+            f"the model {name} cannot be loaded: its weights are damaged, or are something else than tensors",
+            reason="MODEL_UNREADABLE",
+        ) from error
     except Exception as error:  # open_clip, a weights format or a damaged file may raise anything
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         raise PreconditionFailed(

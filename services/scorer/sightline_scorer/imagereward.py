@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import PreconditionFailed, first_line
+from sightline_chassis.shipped import model_place
+from sightline_chassis.tensor_file import read_tensors
 
 from sightline_scorer.settings import ModelSettings
 from sightline_scorer.triton.card import ModelCard, sha256_of
@@ -27,7 +29,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 def checkpoint(source: str) -> Path:
     """The file of a file, a directory or a hub name. Raises FileNotFoundError."""
-    place = Path(source.removeprefix("local-dir:"))
+    place = Path(model_place(source).removeprefix("local-dir:"))
     if place.is_file():
         return place.resolve()
     for name in _FILES:
@@ -43,7 +45,7 @@ def checkpoint(source: str) -> Path:
 def tokenizer_of(settings: ModelSettings, weights: Path) -> str:
     """The tokenizer's directory or hub name: as set, or beside the checkpoint, or BERT's on the hub."""
     if settings.tokenizer is not None:
-        return settings.tokenizer
+        return model_place(settings.tokenizer)
     beside = any((weights.parent / name).is_file() for name in _TOKENIZER_FILES)
     return str(weights.parent) if beside else TOKENIZER
 
@@ -61,7 +63,7 @@ def describe(name: str, settings: ModelSettings) -> ModelCard:
 
     weights = checkpoint(settings.source)
     try:
-        state = blip.read_state(weights)
+        state = read_tensors(weights, mmap=True)
         side, facts = _side(state), {"precision": "fp32", "preprocess": _PREPROCESS}
         tower = blip.JointTower(state, facts, torch.device("cpu"))
         shape = tower(torch.zeros((1, 3, side, side), dtype=torch.uint8), torch.ones((1, 2), dtype=torch.int32)).shape

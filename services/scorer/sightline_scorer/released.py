@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import PreconditionFailed
+from sightline_chassis.shipped import model_place
+from sightline_chassis.tensor_file import read_tensors
 
 from sightline_scorer.triton.card import sha256_of
 
@@ -76,7 +78,7 @@ def _make(kind: str, file: Path, architecture: str | None, target: Path) -> None
 
 def _file(kind: str, source: str) -> Path:
     """The weights' file."""
-    place = Path(source.removeprefix("local-dir:"))
+    place = Path(model_place(source).removeprefix("local-dir:"))
     if place.is_file():
         return place
     if not place.is_dir() and kind == "pickscore":
@@ -90,13 +92,7 @@ def _file(kind: str, source: str) -> Path:
 
 
 def _read(file: Path) -> State:
-    import torch
-
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return dict(load_file(file))
-    found = torch.load(file, map_location="cpu", weights_only=True)
+    found: Any = read_tensors(file)
     return dict(found.get("state_dict", found))
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from sightline.errors import InvalidInput
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPVisionConfig, LlamaConfig, LlavaImageProcessor
@@ -19,6 +18,7 @@ from sightline_chassis.families.mobilevlm import (
     MobileVlmForConditionalGeneration,
     MobileVlmProcessor,
 )
+from sightline_chassis.tensor_file import read_tensors
 
 IMAGE, PAD = "<image>", "<pad>"
 # The conversation "v1" of the released code, which is Vicuna's.
@@ -135,8 +135,10 @@ def _renamed(source: Path) -> dict[str, Tensor]:
 def _released(source: Path) -> Iterator[tuple[str, Tensor]]:
     files = sorted(source.glob("*.safetensors"))
     for file in files or sorted(source.glob("pytorch_model*.bin")):
-        loaded = load_file(file) if files else torch.load(file, map_location="cpu", weights_only=True)
-        yield from loaded.items()
+        try:
+            yield from read_tensors(file).items()
+        except ValueError as error:
+            raise InvalidInput(str(error), reason="MODEL_UNREADABLE") from error
 
 
 def _with_rows(weight: Tensor, rows: int) -> Tensor:

@@ -3,7 +3,11 @@
 from pathlib import Path
 
 import pytest
+from sightline.errors import PreconditionFailed
 from sightline_chassis.settings import SettingsError, load_settings
+from sightline_scorer import imagereward
+from sightline_scorer.loader import calibration_path
+from sightline_scorer.released import open_clip_directory
 from sightline_scorer.server import main
 from sightline_scorer.settings import ScorerSettings
 
@@ -45,6 +49,26 @@ def test_unusable_settings(overrides: list[str], says: str, capsys: pytest.Captu
         load(*overrides)
     assert main(None, overrides) == 2
     assert says in capsys.readouterr().err
+
+
+def test_every_kind_of_source_may_begin_with_the_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "reward/ImageReward.pt"
+    file.parent.mkdir()
+    file.touch()
+    for source in ("~/reward", "local-dir:~/reward", "~/reward/ImageReward.pt"):
+        assert imagereward.checkpoint(load(f"models.a.source={source}").models["a"].source) == file
+    for source in ("~/reward", "local-dir:~/reward"):
+        place = calibration_path(load(f"models.a.source={source}").models["a"])
+        assert place is not None
+        assert place.parent == file.parent
+    (tmp_path / "hps.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(PreconditionFailed, match=f"{tmp_path}/hps.pt is damaged"):
+        open_clip_directory("hpsv2", "local-dir:~/hps.pt")
+    tokenizer = load("models.a.source=x", "models.a.kind=imagereward", "models.a.tokenizer=~/bert").models["a"]
+    assert imagereward.tokenizer_of(tokenizer, file) == str(tmp_path / "bert")
 
 
 def test_every_setting_is_described_and_bounded() -> None:

@@ -55,7 +55,7 @@ class ModelSettings(Section):
         " that a language model behind a sampler answers yes",
     )
 
-    source: Annotated[str, AfterValidator(os.path.expanduser), AfterValidator(known_model)] = Field(
+    source: Annotated[str, AfterValidator(known_model)] = Field(
         min_length=1,
         description="An open_clip name such as ViT-B-32, hf-hub:ORG/REPO, a directory (local-dir:PATH or PATH), or "
         "playground:clip; of a released checkpoint its file, its directory or its hub name; vqa: the sampler's gRPC"

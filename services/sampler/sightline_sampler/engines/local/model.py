@@ -94,7 +94,7 @@ def model_directory(model: str) -> Path:
     Raises:
         PreconditionFailed: MODEL_NOT_FOUND: there is no such directory, and no such model on the hub or in its cache.
     """
-    path = Path(model).expanduser()
+    path = Path(model)
     if path.is_dir():
         return path.resolve()
     if path.is_absolute() or model.startswith(".") or model.count("/") > 1:  # not a hub name

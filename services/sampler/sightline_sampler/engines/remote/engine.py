@@ -65,7 +65,7 @@ class RemoteEngine(Engine):
         self, settings: EngineSettings, section: HttpEngineSettings, limits: SamplerLimits, called: str = ""
     ) -> None:
         self.called = called or self.name
-        self._model = Path(settings.model).expanduser().resolve()
+        self._model = Path(settings.model).resolve()
         self._chat_template, self._section, self._limits = settings.chat_template, section, limits
         self._backend = Backend(self.name, section, called=self.called)
         self.slots = RequestLimit(section.max_concurrent)

@@ -56,7 +56,8 @@ def test_prompts_walk_the_whole_pool_before_one_comes_again(tmp_path: Path) -> N
     [
         (None, "prompts.jsonl"),
         ("", "no prompt"),
-        ("not json\n", "line 1"),
+        ("not json\n", "holds no JSON"),
+        ("{not json}\n", "line 1"),
         ('{"id": 1, "image": "x.png"}\n', "prompt"),
         ('{"id": 1, "image": "x", "prompt": 2}\n', "must be texts"),
         (

@@ -12,6 +12,7 @@ image files, if it is not that of the file. A path that exists may have `?` in i
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -20,6 +21,7 @@ from sightline.errors import InvalidInput
 
 from sightline_trainer.places import split_query
 from sightline_trainer.pools.fields import Fields
+from sightline_trainer.pools.file_format import is_array, is_parquet
 from sightline_trainer.pools.folder import Folder
 from sightline_trainer.pools.lines import LinesPool
 from sightline_trainer.pools.llava import conversations
@@ -29,6 +31,9 @@ from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.row_gate import RowGate
 
 SCHEMES = ("llava", "datasets")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_LIBRARYS = ("dataset_dict.json", "state.json", "*/*.parquet", "metadata.csv", "metadata.jsonl", "*.tar", "*.csv")
+"""Files of a directory that the `datasets` library reads, by load_from_disk or as a dataset of its own."""
 
 
 def split_reference(reference: str) -> tuple[str, str, dict[str, str]]:
@@ -87,6 +92,12 @@ def open_pool(reference: str | Path, cache: Path | None = None, gate: RowGate | 
         InvalidInput: there is no such dataset, or a part of it can't be read; the message says what.
     """
     scheme, place, query = split_reference(str(reference))
+    if not place or _ADDRESS.match(place):
+        raise InvalidInput(
+            f"{place!r} names no dataset on this machine: name a directory or file, downloaded before, or "
+            "datasets:NAME?split=train",
+            reason="DATASET_NOT_FOUND",
+        )
     path = Path(place).expanduser()
     images = Path(query.pop("images")).expanduser() if "images" in query else None
     if scheme == "llava":
@@ -98,24 +109,30 @@ def open_pool(reference: str | Path, cache: Path | None = None, gate: RowGate | 
         reader = conversations(folder, gate, asked="last" if asked == "last" else "first")
         return LinesPool(_there(path, "a JSON file of LLaVA's conversations"), reader, as_array=True)
     if scheme == "datasets":
-        split = query.pop("split", "train")
+        split = query.pop("split", None)
         return _from_datasets(place, split, Fields.named(query, str(reference)), images, cache, gate)
     fields = Fields.named(query, str(reference))
     if path.is_dir() and not (path / "prompts.jsonl").is_file():
         if not (files := sorted(file for file in path.glob("*.parquet") if file.is_file())):
+            of_library = any(next(path.glob(each), None) is not None for each in _LIBRARYS)
+            fix = (
+                f"the `datasets` library reads it, as datasets:{path}"
+                if of_library
+                else "name a directory that has one, a file, or llava:FILE?images=DIRECTORY, datasets:NAME?split=train"
+            )
             raise InvalidInput(
-                f"no dataset at {path}: it has neither prompts.jsonl nor a Parquet file; name a directory that has "
-                f"one, a file, or llava:FILE?images=DIRECTORY, datasets:NAME?split=train",
+                f"no dataset at {path}: it has neither prompts.jsonl nor a Parquet file; {fix}",
                 reason="DATASET_NOT_FOUND",
             )
         return ParquetPool(files, fields, Folder(images or path, cache), gate)
     file = path / "prompts.jsonl" if path.is_dir() else _there(path, "a directory with prompts.jsonl, or a file")
     folder = Folder(images or file.parent, cache)
-    if file.suffix == ".parquet":
+    if is_parquet(file):
         return ParquetPool([file], fields, folder, gate)
     return LinesPool(
         file,
         lambda row, number: fields.prompt_of(row, folder, gate),
+        as_array=is_array(file),
         id_field=fields.id,
     )
 
@@ -143,15 +160,18 @@ def _nothing_left(query: dict[str, str], reference: str, *known: str) -> None:
 
 
 def _from_datasets(
-    place: str, split: str, fields: Fields, images: Path | None, cache: Path | None, gate: RowGate | None
+    place: str, split: str | None, fields: Fields, images: Path | None, cache: Path | None, gate: RowGate | None
 ) -> Pool:
     dataset, downloaded = loaded_dataset(place, split)
     folder = Folder(images or (Path(place) if Path(place).is_dir() else downloaded[0]), cache, downloaded)
     return DatasetPool(dataset, f"datasets:{place}", fields, folder, gate)
 
 
-def loaded_dataset(place: str, split: str) -> tuple[Any, list[Path]]:
+def loaded_dataset(place: str, split: str | None) -> tuple[Any, list[Path]]:
     """A dataset of the `datasets` library, and the directories of its downloaded files.
+
+    Args:
+        split: None: train, or the only one that `save_to_disk` wrote.
 
     Raises:
         InvalidInput: DATASET_NOT_FOUND.
@@ -161,10 +181,24 @@ def loaded_dataset(place: str, split: str) -> tuple[Any, list[Path]]:
 
     try:
         if (Path(place) / "state.json").is_file() or (Path(place) / "dataset_dict.json").is_file():
-            loaded = datasets.load_from_disk(place)
-            dataset = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
+            dataset = _split_of(datasets.load_from_disk(place), split, place)
         else:
-            dataset = datasets.load_dataset(place, split=split)
+            dataset = datasets.load_dataset(place, split=split or "train")
     except (ValueError, OSError, KeyError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise InvalidInput(f"datasets:{place}, split {split}: {error}", reason="DATASET_NOT_FOUND") from error
+        raise InvalidInput(
+            f"datasets:{place}, split {split or 'train'}: {error}", reason="DATASET_NOT_FOUND"
+        ) from error
     return dataset, [Path(datasets.config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]
+
+
+def _split_of(saved: Any, split: str | None, place: str) -> Any:
+    """A split of what `save_to_disk` wrote: splits by name, or one dataset, whose split it may name."""
+    from datasets import DatasetDict
+
+    splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
+    wanted = split or ("train" if isinstance(saved, DatasetDict) else next(iter(splits)))
+    if wanted not in splits:
+        raise InvalidInput(
+            f"datasets:{place} has no split {wanted}: it has {', '.join(splits)}", reason="DATASET_NOT_FOUND"
+        )
+    return splits[wanted]

@@ -73,9 +73,7 @@ class Fields:
         asked, reference = _asked(row.get(mine.prompt), row.get(mine.image)), said(row.get(mine.reference))
         text = asked.text
         if missing(text):
-            raise InvalidInput(
-                f"needs an image and a prompt; {mine.prompt} is missing or null", reason="PROMPT_MISSING"
-            )
+            raise InvalidInput(_lacking(row, mine.prompt, "prompt"), reason="PROMPT_MISSING")
         passed(text, "prompt", gate)
         for said_before in (part for turn in asked.turns for part in turn.content if part and part.strip()):
             passed(said_before, "prompt", gate)
@@ -83,6 +81,8 @@ class Fields:
             reference = asked.answer
         if reference != "":
             passed(reference, "reference", gate)
+        if not asked.images and mine.image not in row:
+            raise InvalidInput(_lacking(row, mine.image, "image"), reason="IMAGE_MISSING")
         held = [place(image) for image in asked.images or [None]]
         id_ = row.get(mine.id)
         id_ = content_id(held, text, asked.turns) if missing(id_) else str(id_)
@@ -93,10 +93,20 @@ class Fields:
         return Prompt(id_, shown, text, reference, objects, asked.turns)
 
 
+def _lacking(row: Mapping[str, Any], column: str, what: str) -> str:
+    """What to do about a row without a column, or with a null there."""
+    if column in row:
+        return f"its {column} is null"
+    if "conversations" in row:
+        return f"it has no {column}, but conversations: name LLaVA's file as llava:FILE?images=DIRECTORY"
+    named = ", ".join(map(repr, sorted(map(str, row))[:20])) or "nothing"
+    return f"it has no {column}, but {named}: name the column of the {what} after ?, as in ?{what}=NAME"
+
+
 def _asked(value: Any, images: Any) -> RowAsks:
     """The question in a row's columns of prompt and images."""
     shown = list(images) if isinstance(images, list | tuple) else [] if missing(images) else [images]
-    if isinstance(value, str) and len(shown) > 1 and value.count(PLACEHOLDER) == len(shown):
+    if isinstance(value, str) and shown and value.count(PLACEHOLDER) == len(shown):
         value = [{"role": "user", "content": value}]
     if is_conversation(value) and (len(value) > 1 or value[0]["role"] != "user" or has_places(value[0])):
         return asks(value, shown)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,10 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import InvalidInput
+from sightline.integrations.columns import base64_bytes
 from sightline.pictures import image_bytes
 
 from sightline_trainer.files import write_whole
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD")
+"""How the base64 of a JPEG, PNG, WebP or GIF begins."""
 MOST_BYTES = 60 << 20
 """Maximum bytes of an image: no service takes a larger one (limits.max_image_bytes)."""
 
@@ -45,8 +50,8 @@ class Folder:
         """A row's picture: a path relative to the folder, or its encoded bytes.
 
         Args:
-            value: a path, encoded bytes, `{"bytes": ..., "path": ...}` as `datasets` stores images, a PIL image, or a
-                list of one of these, as TRL's `images` are.
+            value: a path, encoded bytes, a data URI, `{"bytes": ..., "path": ...}` as `datasets` stores images (in
+                JSON with bytes as base64), a PIL image, or a list of one of these, as TRL's `images` are.
 
         Returns:
             The path, or the bytes. A path without a file fails when it is read.
@@ -60,11 +65,11 @@ class Folder:
             value = value[0] if value else None
         if isinstance(value, Mapping):
             held, path = value.get("bytes"), value.get("path")
-            value = held if held is not None else path
+            value = path if held is None else base64_bytes(held) if isinstance(held, str) else held
         if value is None or value == "" or (isinstance(value, float) and value != value):
             raise InvalidInput("it has no image: the field is missing, null or empty", reason="IMAGE_MISSING")
         if isinstance(value, str):
-            return self._inside(value)
+            return base64_bytes(value) if value[:5].lower() == "data:" else self._inside(value)
         if hasattr(value, "save"):  # a PIL image
             return image_bytes(value)
         if not isinstance(value, bytes):
@@ -89,6 +94,8 @@ class Folder:
         return path
 
     def _inside(self, name: str) -> Path:
+        if fault := _no_path(name):
+            raise InvalidInput(f"the image {name[:100]!r} {fault}", reason="IMAGE_NO_FILE")
         try:
             real, facts = self._followed(os.path.join(self._base, name))
         except (OSError, ValueError) as error:  # a name with 300 characters, or with NUL
@@ -117,3 +124,12 @@ class Folder:
                 real, facts = os.path.realpath(path), None
                 facts = os.stat(real)
         return real, facts
+
+
+def _no_path(name: str) -> str:
+    """What a text is that cannot be a path, and what to do; "" if it may be one."""
+    if _ADDRESS.match(name):
+        return "is an address, not a path: download the pictures, and give their paths"
+    if len(name) > 255 and name.startswith(_BASE64):
+        return "is base64: put data:image/png;base64, (or jpeg, webp, gif) before it, or store the file's bytes"
+    return ""

@@ -16,6 +16,7 @@ import numpy as np
 from sightline.errors import InvalidInput
 
 from sightline_trainer.dropped import DroppedRows
+from sightline_trainer.pools.file_format import BOM, not_lines
 from sightline_trainer.pools.pool import Pool, id_digest, leave_out
 from sightline_trainer.records.prompt import Prompt
 
@@ -55,6 +56,8 @@ class LinesPool(Pool):
                 ends.append(end)
                 numbers.append(number)
                 digests.append(id_digest(prompt.id))
+        if not starts and not as_array and set(dropped.counts) <= {"DATASET_LINE"} and (fault := not_lines(path)):
+            raise fault
         self._starts, self._ends, self._numbers = starts, ends, numbers
         super().__init__(str(path), np.array(digests, np.uint64), derived, dropped)
 
@@ -116,7 +119,10 @@ def _items(path: Path) -> Iterator[tuple[int, int, int, bytes | None, Any]]:
     """The objects of a JSON array, with a chunk of the file in memory at a time; decoded unless a byte is no UTF-8."""
     decoder, buffer = json.JSONDecoder(), ""
     number = at = place = 0  # the item; position in the buffer (characters); position in the file (bytes)
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with path.open("rb") as start:
+        if start.read(len(BOM)) == BOM:
+            place = len(BOM)  # "utf-8-sig" skips it
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         while True:
             while at < len(buffer) and buffer[at] in " \t\r\n,[":
                 at, place = at + 1, place + 1

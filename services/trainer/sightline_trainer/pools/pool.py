@@ -78,8 +78,10 @@ class Pool(ABC):
         equal = np.flatnonzero(digests[ranked][1:] == digests[ranked][:-1])
         if len(equal):
             first, second = sorted(int(row) for row in ranked[equal[0] : equal[0] + 2])
+            (same,) = self.rows([first])
             raise InvalidInput(
-                f"{name}: prompts {first + 1} and {second + 1} have the same id; ids must be unique",
+                f"{name}: prompts {first + 1} and {second + 1} have the same id, {same.id[:100]}; ids must be unique: "
+                "correct them, or name another column as ?id=NAME (without one, ids come from pictures and prompts)",
                 reason="DATASET_ID_TWICE",
             )
 

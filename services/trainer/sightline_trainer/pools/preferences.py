@@ -16,6 +16,7 @@ from sightline.errors import InvalidInput
 
 from sightline_trainer.dropped import DroppedRows
 from sightline_trainer.pools.dataset_name import loaded_dataset, split_reference
+from sightline_trainer.pools.file_format import is_array, is_parquet
 from sightline_trainer.pools.folder import Folder
 from sightline_trainer.pools.lines import LinesPool
 from sightline_trainer.pools.pool import Pool, id_digest, leave_out
@@ -36,7 +37,7 @@ def open_preferences(reference: str, cache: Path | None = None, gate: RowGate | 
     """
     scheme, place, query = split_reference(reference)
     images = Path(query.pop("images")).expanduser() if "images" in query else None
-    split = query.pop("split", "train")
+    split = query.pop("split", None)
     if query or scheme not in ("", "datasets"):
         raise InvalidInput(
             f"{reference}: a set of preferences is a file, a directory of Parquet files or datasets:NAME, with images "
@@ -55,14 +56,9 @@ def open_preferences(reference: str, cache: Path | None = None, gate: RowGate | 
             reason="DATASET_NOT_FOUND",
         )
     folder = Folder(images or (path if path.is_dir() else path.parent), cache)
-    if files[0].suffix == ".parquet":
+    if is_parquet(files[0]):
         return _ParquetPreferences(files, folder, gate)
-    return LinesPool(path, lambda row, number: released(row, number, folder, gate), as_array=_is_array(path))
-
-
-def _is_array(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
+    return LinesPool(path, lambda row, number: released(row, number, folder, gate), as_array=is_array(path))
 
 
 class _TablePreferences(Pool):

@@ -64,9 +64,7 @@ def guarded(command: Callable[[], None], debug: bool, extra: str = "service") ->
     except UnicodeEncodeError as error:  # from the command line, whose bytes may not be text
         if debug:
             raise
-        known = sys.getfilesystemencoding()
-        fix = "give whole text, in UTF-8" if known == "utf-8" else f"this locale has {known}: set PYTHONUTF8=1"
-        _tell(f"{error.object[:100]!r} holds half of a character: {fix}", 2)
+        _tell(f"{error.object[:100]!r} holds half of a character: {_whole_text()}", 2)
     except Exception as error:
         _end(error, debug, 1)
 
@@ -87,6 +85,8 @@ def _end(error: Exception, debug: bool, code: int) -> NoReturn:
         if log := getattr(error, "log", ""):
             typer.echo(log, err=True)
         raise error
+    if isinstance(error, InvalidInput) and error.reason == "TEXT_NOT_UNICODE":
+        _tell(f"{error}: {_whole_text()}", 2)
     if isinstance(error, (AlreadyExists, InvalidInput, NotFound, PreconditionFailed)) or _is_of_settings(error):
         _tell(str(error), 2)
     if isinstance(error, SightlineError):
@@ -95,6 +95,12 @@ def _end(error: Exception, debug: bool, code: int) -> NoReturn:
     if isinstance(error, OSError):
         _tell(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), code)
     _tell(f"{type(error).__name__}: {first_line(error)}; this error has no clear message yet: --debug shows where", 1)
+
+
+def _whole_text() -> str:
+    """What to do about half of a character. In a locale without UTF-8 the command line's text was read so."""
+    known = sys.getfilesystemencoding()
+    return "give whole text, in UTF-8" if known == "utf-8" else f"this locale has {known}: set PYTHONUTF8=1"
 
 
 def _is_of_settings(error: Exception) -> bool:

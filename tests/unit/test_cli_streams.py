@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 from sightline_cli import entry, score
 from sightline_cli.eval_output import bars
@@ -44,6 +45,18 @@ def test_an_ascii_terminal_gets_every_text_and_json_stays_json(tmp_path: Path) -
     assert plain == r"K\u00e4se \u4e2d \ud83d\ude00"
     assert json.loads(as_json) == [text]
     assert printed(f"print({text!a})", tmp_path, PYTHONUTF8="1").stdout.decode().strip() == text
+
+
+@pytest.mark.parametrize("command", [["score", "--scorer"], ["sample", "--sampler"]])
+def test_a_locale_that_cannot_read_the_command_line_is_named(command: list[str], tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    name, flag = command
+    done = subprocess.run(
+        [sys.executable, "-m", "sightline_cli", name, flag, "127.0.0.1:9", "a.png", "a Käse"],
+        capture_output=True, cwd=tmp_path, env={**os.environ, **ASCII}, check=False,
+    )  # fmt: skip
+    told = done.stderr.decode("ascii")
+    assert (done.returncode, "this locale has ascii: set PYTHONUTF8=1" in " ".join(told.split())) == (2, True), told
 
 
 def test_the_next_file_does_not_become_a_closed_standard_output(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from sightline.sampler.types import (
     Probe,
 )
 from sightline.sampler.v1 import sampler_pb2 as pb
+from sightline.texts import checked_text
 
 _FINISH = pb.FinishReason.DESCRIPTOR
 _ROLES = enum_numbers(pb.Role.DESCRIPTOR)
@@ -38,6 +39,11 @@ def asked_fields(images: Images, asked: Asked) -> dict[str, Any]:
     """The request's fields for a conversation: `turns`, or for one image and text `image` and `prompt`, which services
     before 0.2.0 know too. Raises InvalidInput."""
     pictures, turns = conversation(images, asked)
+    for number, turn in enumerate(turns):
+        where = "the prompt" if len(turns) == 1 else f"turns[{number}]"
+        for part in turn.content:
+            if part is not None:
+                checked_text(part, where)
     held = [pb.Image(content=image_bytes(picture)) for picture in pictures]
     if (prompt := plain(turns)) is not None:
         return {"prompt": prompt, **({"image": held[0]} if held else {})}

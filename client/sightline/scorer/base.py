@@ -19,7 +19,6 @@ from sightline.scorer.wire import (
     ImageDigest,
     LongText,
     ScoreOptions,
-    checked_text,
     digest_of,
     embed_requests,
     image_message,
@@ -28,6 +27,7 @@ from sightline.scorer.wire import (
     upload_outcomes,
     upload_pieces,
 )
+from sightline.texts import checked_text
 
 
 class BaseScorerClient(BaseClient):

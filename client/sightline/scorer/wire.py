@@ -12,6 +12,7 @@ from sightline.convert import enum_numbers
 from sightline.errors import InvalidInput, SightlineError, from_code
 from sightline.pictures import Picture, image_bytes
 from sightline.scorer.v1 import scorer_pb2 as pb
+from sightline.texts import checked_text
 
 PIECE_BYTES = 256 * 1024
 """Bytes of a piece of an upload; large messages stall the service's event loop."""
@@ -143,19 +144,6 @@ def text_list(texts: Sequence[str], name: str = "texts") -> list[str]:
         what = "one string" if isinstance(texts, str) else f"a {type(texts).__name__}"
         raise InvalidInput(f"{name} is {what}: give a list of strings", reason="TEXTS_NOT_A_LIST")
     return [checked_text(text, f"{name}[{index}]") for index, text in enumerate(texts)]
-
-
-def checked_text(text: object, name: str = "a text") -> str:
-    """The text. Raises InvalidInput if protobuf cannot carry it."""
-    if not isinstance(text, str):
-        raise InvalidInput(f"{name} is a {type(text).__name__}, not a string", reason="TEXT_NOT_A_STRING")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InvalidInput(
-            f"{name} holds half of a surrogate pair, which is not a Unicode text", reason="TEXT_NOT_UNICODE"
-        ) from None
-    return text
 
 
 def upload_pieces(images: Iterable[tuple[bytes, bytes]]) -> Iterator[pb.UploadImagesRequest]:

@@ -254,7 +254,7 @@ def test_a_dataset_without_a_picture_says_so(folder: Path, gate: RowGate) -> Non
     (folder / "rows.jsonl").write_text(_lines(rows))
     with pytest.raises(InvalidInput, match=r"no image of 40 could be read: 40 IMAGE_FILE_UNREADABLE; .*gone/0\.png"):
         first_passing(open_pool(folder / "rows.jsonl", gate=gate), 500, gate)
-    (folder / "rows.jsonl").write_text(_lines([{**row, "prompt": "<image> ?"} for row in rows]))
+    (folder / "rows.jsonl").write_text(_lines([{**row, "prompt": "<image> <image> ?"} for row in rows]))
     with pytest.raises(
         InvalidInput, match=r"none of 40 rows can be used: 40 PROMPT_SPECIAL_TOKEN; .*line 1: .*<image>"
     ):

@@ -132,9 +132,11 @@ def test_a_picture_may_be_a_data_uri(home: Path) -> None:
 
 def test_one_picture_may_have_its_place_in_the_prompt(home: Path) -> None:
     """Such prompts were left out, for the placeholder in them."""
-    (home / "rows.jsonl").write_text(lines({**ROW, "prompt": "<image>\nwhat is it ?"}))
-    (prompt,) = open_pool(home / "rows.jsonl").head()
-    assert (prompt.prompt, prompt.turns) == (ROW["prompt"], ())
+    asked = [{**ROW, "prompt": "<image>\nwhat is it ?"}, {**SECOND, "prompt": "what is it ?\n<image>"}]
+    (home / "rows.jsonl").write_text(lines(*asked))
+    assert [(prompt.prompt, prompt.turns) for prompt in open_pool(home / "rows.jsonl").head()] == [
+        (ROW["prompt"], ()), (ROW["prompt"], ()),
+    ]  # fmt: skip
 
 
 def test_an_id_that_comes_twice_is_told(home: Path) -> None:

@@ -106,11 +106,16 @@ def _lacking(row: Mapping[str, Any], column: str, what: str) -> str:
 def _asked(value: Any, images: Any) -> RowAsks:
     """The question in a row's columns of prompt and images."""
     shown = list(images) if isinstance(images, list | tuple) else [] if missing(images) else [images]
-    if isinstance(value, str) and shown and value.count(PLACEHOLDER) == len(shown):
+    if isinstance(value, str) and shown and value.count(PLACEHOLDER) == len(shown) and _marks(value, len(shown)):
         value = [{"role": "user", "content": value}]
     if is_conversation(value) and (len(value) > 1 or value[0]["role"] != "user" or has_places(value[0])):
         return asks(value, shown)
     return RowAsks(said(value), (), shown)
+
+
+def _marks(text: str, images: int) -> bool:
+    """Whether `<image>` in a text marks places: a single one only before or after the text, as LLaVA's data has it."""
+    return images > 1 or text.strip().startswith(PLACEHOLDER) or text.strip().endswith(PLACEHOLDER)
 
 
 def said(value: Any) -> Any:

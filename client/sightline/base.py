@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
 from sightline.channel import open_aio_channel, open_channel
 from sightline.credentials import Tls, Token
-from sightline.errors import InvalidInput, SightlineError
+from sightline.errors import InvalidInput, PreconditionFailed, SightlineError
 from sightline.many import Live
 from sightline.patience import TIMEOUT, Budget, Patience, Tries
 
@@ -97,6 +97,8 @@ class BaseClient:
         return Tries(patience, seconds, self._budget)
 
     def _method(self, name: str) -> Any:
+        if self._budget.closed.is_set():
+            raise PreconditionFailed("the client is closed: make another one", reason="CLIENT_CLOSED")
         return getattr(self._stubs[-1 if name in self._CONTROL else 0], name)
 
 

@@ -11,8 +11,11 @@ from PIL import Image
 from scorer_models import encoded
 from scorer_scripted import Scripted, scripted
 from sightline import AsyncScorerClient, SamplerClient, ScorerClient
-from sightline.errors import InvalidInput, SightlineError
+from sightline.errors import InvalidInput, PreconditionFailed, SightlineError
+from sightline.sampler import at_least, exact
 from sightline.sampler.many import SampleItem
+from sightline.sampler.streams import sample_request
+from sightline.sampler.v1 import sampler_pb2 as pb
 
 pytestmark = pytest.mark.field
 
@@ -123,6 +126,68 @@ def test_a_prompt_of_another_kind_fails_its_row_alone(bad: Any) -> None:
 
 def test_tokens_of_another_kind_are_refused_by_name() -> None:
     with SamplerClient("127.0.0.1:9") as client:
-        for tokens in ([None], ["a"], [2**40], 3):
+        for tokens in ([None], ["a"], [2**40], 3, [1.5], "12", ["1"]):
             with pytest.raises(InvalidInput):
                 client.score_tokens(FILE, "p", tokens)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("policy", ["v1", 1, -1, exact(-1), exact("1"), at_least(1.5), exact(2**70)])  # type: ignore[arg-type]
+def test_a_policy_of_another_kind_is_refused(policy: Any) -> None:
+    """The active policy answered, whatever the caller had asked for."""
+    with SamplerClient("127.0.0.1:9") as client:
+        for call in (
+            lambda: client.sample(FILE, "p", 1, policy=policy),
+            lambda: client.score_tokens(FILE, "p", [1], policy=policy),
+        ):
+            with pytest.raises(InvalidInput) as refused:
+                call()
+            assert refused.value.reason == "POLICY_MALFORMED"
+
+
+def test_versions_and_modes_of_another_kind_are_refused_by_name() -> None:
+    with SamplerClient("127.0.0.1:9") as client:
+        for version in ("1", -1, 1.5, 2**70):
+            for call in (client.activate, client.retire, client.policy):
+                with pytest.raises(InvalidInput) as refused:
+                    call(version)  # type: ignore[arg-type]
+                assert refused.value.reason == "POLICY_MALFORMED"
+        with pytest.raises(InvalidInput, match="mode is 'soon': one of"):
+            client.pause("soon")  # type: ignore[arg-type]
+
+
+def request_of(**options: Any) -> pb.SampleRequest:
+    return sample_request(FILE, "p", 2, "id", "", **options)
+
+
+def test_seeds_may_be_an_array() -> None:
+    assert list(request_of(seeds=np.array([3, 4])).seeds) == [3, 4]
+    assert list(request_of(seeds=None).seeds) == []
+    with pytest.raises(InvalidInput):
+        request_of(seeds=[1.5])
+
+
+def test_a_closed_client_says_so(there: tuple[Scripted, str]) -> None:
+    """gRPC raised a ValueError of its own."""
+    scorer, sampler = ScorerClient(there[1]), SamplerClient("127.0.0.1:9")
+    for client in (scorer, sampler):
+        client.close()
+        client.close()
+    for call in (
+        lambda: scorer.score(FILE, ["a"]),
+        lambda: scorer.list_models(),
+        lambda: sampler.sample(FILE, "p", 1),
+        lambda: sampler.policy(),
+    ):
+        with pytest.raises(PreconditionFailed) as refused:
+            call()
+        assert refused.value.reason == "CLIENT_CLOSED"
+    (outcome,) = scorer.score_many([(FILE, ["a"])])
+    assert isinstance(outcome, PreconditionFailed)
+
+    async def later() -> None:
+        client = AsyncScorerClient(there[1])
+        await client.close()
+        with pytest.raises(PreconditionFailed):
+            await client.score(FILE, ["a"])
+
+    asyncio.run(later())

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sightline.base import BaseClient, Flow, Rpc
-from sightline.convert import enum_numbers, from_message
+from sightline.convert import from_message
 from sightline.credentials import Tls, Token
 from sightline.errors import AlreadyExists, InternalError, NotFound, PermissionDenied, PreconditionFailed
 from sightline.patience import TIMEOUT, Patience, Tries
@@ -24,8 +24,6 @@ from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
 
 S = TypeVar("S")
-
-_PAUSES = enum_numbers(pb.PauseMode.DESCRIPTOR)
 
 
 class BaseSamplerClient(BaseClient):
@@ -128,7 +126,7 @@ class BaseSamplerClient(BaseClient):
         if "://" not in uri:
             uri = os.path.abspath(uri)  # the sampler runs in another directory
         sent = map(wire.probe_message, probes)
-        request = pb.StagePolicyRequest(uri=uri, version=version, probes=sent, digest=digest)
+        request = pb.StagePolicyRequest(uri=uri, version=wire.version_number(version), probes=sent, digest=digest)
         try:
             answer = yield Rpc("StagePolicy", request, self._swap(timeout), slow=True)
             return from_message(answer.policy, PolicyInfo)
@@ -142,15 +140,16 @@ class BaseSamplerClient(BaseClient):
 
     def _activate(self, version: int, probes: Iterable[Probe], timeout: float | None) -> Flow[PolicyInfo]:
         sent = map(wire.probe_message, probes)
-        request = pb.ActivatePolicyRequest(version=version, probes=sent, run_id=self.run_id)
+        request = pb.ActivatePolicyRequest(version=wire.version_number(version), probes=sent, run_id=self.run_id)
         return from_message((yield Rpc("ActivatePolicy", request, self._swap(timeout), slow=True)).policy, PolicyInfo)
 
     def _retire(self, version: int, timeout: float | None) -> Flow[PolicyInfo]:
-        request = pb.RetirePolicyRequest(version=version, run_id=self.run_id)
+        request = pb.RetirePolicyRequest(version=wire.version_number(version), run_id=self.run_id)
         return from_message((yield Rpc("RetirePolicy", request, self._swap(timeout), slow=True)).policy, PolicyInfo)
 
     def _policy(self, version: int | None, timeout: float | None) -> Flow[PolicyInfo]:
-        request = pb.GetPolicyRequest(version=version, run_id=self.run_id)
+        asked = None if version is None else wire.version_number(version)
+        request = pb.GetPolicyRequest(version=asked, run_id=self.run_id)
         return from_message((yield Rpc("GetPolicy", request, timeout)).policy, PolicyInfo)
 
     def _policies(self, timeout: float | None) -> Flow[Policies]:
@@ -158,7 +157,7 @@ class BaseSamplerClient(BaseClient):
         return from_message((yield Rpc("ListPolicies", request, timeout)), Policies)
 
     def _pause(self, mode: PauseMode, release: bool, timeout: float | None) -> Flow[int]:
-        request = pb.PauseRequest(mode=_PAUSES[mode], release=release)  # type: ignore[arg-type]
+        request = pb.PauseRequest(mode=wire.pause_mode(mode), release=release)
         return int((yield Rpc("Pause", request, self._swap(timeout), slow=True)).requests)
 
     def _resume(self, timeout: float | None) -> Flow[None]:

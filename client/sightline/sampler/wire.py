@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from sightline.texts import checked_text
 
 _FINISH = pb.FinishReason.DESCRIPTOR
 _ROLES = enum_numbers(pb.Role.DESCRIPTOR)
+_PAUSES = enum_numbers(pb.PauseMode.DESCRIPTOR)
 
 
 def read_images(images: Images, asked: Asked) -> tuple[list[bytes], Asked]:
@@ -64,7 +66,7 @@ def asked_fields(images: Images, asked: Asked) -> dict[str, Any]:
 def token_list(token_ids: Iterable[Any]) -> list[int]:
     """Token ids for the wire. Raises InvalidInput."""
     try:
-        found = [int(token) for token in token_ids]
+        found = [_whole(token) for token in token_ids]
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"token_ids are not a list of whole numbers: {error}", reason="BAD_TOKEN_ID") from None
     if not all(0 <= token < 1 << 31 for token in found):
@@ -72,17 +74,49 @@ def token_list(token_ids: Iterable[Any]) -> list[int]:
     return found
 
 
+def _whole(number: Any) -> int:
+    """A whole number, also of NumPy and as a float such as 5.0. Raises TypeError."""
+    if isinstance(number, float | np.floating) and float(number).is_integer():
+        return int(number)
+    return operator.index(number)
+
+
 def selector_message(policy: PolicySelector | None, run_id: str = "") -> pb.PolicySelector | None:
-    """Which policy must answer; None means the active one, of `run_id` if it is given."""
+    """Which policy must answer; None means the active one, of `run_id` if it is given. Raises InvalidInput."""
     match policy:
         case None:
             return pb.PolicySelector(run_id=run_id) if run_id else None
         case Exact(version, run):
-            return pb.PolicySelector(exact=version, run_id=run or run_id)
+            return pb.PolicySelector(exact=version_number(version), run_id=run or run_id)
         case AtLeast(version, run):
-            return pb.PolicySelector(at_least=version, run_id=run or run_id)
+            return pb.PolicySelector(at_least=version_number(version), run_id=run or run_id)
         case ActiveOf(run):
             return pb.PolicySelector(run_id=run)
+        case _:
+            raise InvalidInput(
+                f"policy is {policy!r}, not exact(VERSION), at_least(VERSION), active_of(RUN) or None",
+                reason="POLICY_MALFORMED",
+            )
+
+
+def version_number(version: Any) -> int:
+    """A policy's version for the wire. Raises InvalidInput."""
+    try:
+        found = _whole(version)
+    except TypeError:
+        found = -1
+    if not 0 <= found < 1 << 64:
+        raise InvalidInput(
+            f"the policy's version is {version!r}, not a whole number from 0 on", reason="POLICY_MALFORMED"
+        )
+    return found
+
+
+def pause_mode(mode: object) -> Any:
+    """How running candidates end in a pause, for the wire. Raises InvalidInput."""
+    if not isinstance(mode, str) or mode not in _PAUSES:
+        raise InvalidInput(f"mode is {mode!r}: one of {', '.join(_PAUSES)}", reason="MODE_UNKNOWN")
+    return _PAUSES[mode]
 
 
 def distortion_message(distortion: Distortion | None) -> pb.Distortion | None:
@@ -112,7 +146,7 @@ def sample_request(
             request_id=request_id,
             **asked_fields(image, prompt),
             num_candidates=n,
-            seeds=seeds or (),
+            seeds=() if seeds is None else [_whole(each) for each in seeds],
             seed=seed,
             params=to_message(SamplingParams(**params), pb.SamplingParams),
             policy=policy,

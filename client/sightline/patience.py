@@ -35,6 +35,7 @@ TIMEOUT = 120.0
 
 # gRPC's messages for a broken connection when the status is not UNAVAILABLE.
 _BROKEN = ("Stream removed", "RST_STREAM", "Connection reset")
+_MOST_SECONDS = 365 * 86400.0  # gRPC takes a deadline that its clock cannot hold for one that has passed
 _LEAST_SECONDS = 0.02  # with less, a try is not worth it
 
 
@@ -117,6 +118,7 @@ class Tries:
     def left(self) -> float:
         """Seconds that the next try may take."""
         left, most = max(self._deadline - time.monotonic(), 0.001), self._patience.try_seconds
+        left = min(left, _MOST_SECONDS)
         self._cut = most is not None and most < left
         return min(left, most) if most is not None else left
 

@@ -100,7 +100,7 @@ def closed() -> Image.Image:
         ({"prompt": "red " * 220, "max_tokens": 30}, InvalidInput, "PROMPT_TOO_LONG", "240 tokens.*30 more"),
         ({"prompt": "what is <image> ?"}, InvalidInput, "PROMPT_HAS_PLACEHOLDER", "'<image>'"),
         ({"prompt": "what </s> ?"}, InvalidInput, "PROMPT_HAS_SPECIAL_TOKEN", "'</s>'"),
-        ({"prompt": "what \ud83d ?"}, InvalidInput, "MALFORMED_REQUEST", "cannot be built"),
+        ({"prompt": "what \ud83d ?"}, InvalidInput, "TEXT_NOT_UNICODE", "half of a surrogate pair"),
         ({"min_p": 1.0}, InvalidInput, "BAD_MIN_P", r"min_p is 1.0; it must be in \[0, 1\)"),
         ({"stop": [""]}, InvalidInput, "BAD_STOP", "0 bytes"),
         ({"beams": Beams(3)}, InvalidInput, "BAD_BEAMS", "2 candidates cannot form 3 groups"),

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -191,3 +192,26 @@ def test_a_closed_client_says_so(there: tuple[Scripted, str]) -> None:
             await client.score(FILE, ["a"])
 
     asyncio.run(later())
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e20])
+def test_a_call_may_wait_without_end(there: tuple[Scripted, str], timeout: float) -> None:
+    """Its deadline counted as passed."""
+    with ScorerClient(there[1], timeout=timeout) as client:
+        assert client.score(FILE, ["a"]).value.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("request_id", ["é", "a b", "a\nb", "x" * 201, 3])
+def test_a_request_id_that_no_header_takes_is_refused(request_id: Any) -> None:
+    with SamplerClient("127.0.0.1:9") as client, pytest.raises(InvalidInput) as refused:
+        client.sample(FILE, "p", 1, request_id=request_id)
+    assert refused.value.reason == "BAD_REQUEST_ID"
+
+
+@pytest.mark.parametrize("images", [FILE, "a.png", Path("a.png"), None])
+def test_a_single_image_in_place_of_several_is_refused(there: tuple[Scripted, str], images: Any) -> None:
+    with ScorerClient(there[1]) as client:
+        for call in (client.embed, client.upload):
+            with pytest.raises(InvalidInput) as refused:
+                call(images)
+            assert refused.value.reason == "IMAGES_NOT_A_LIST"

@@ -65,7 +65,7 @@ class BaseSamplerClient(BaseClient):
         n: int,
         options: SampleOptions,
     ) -> S:
-        request_id = options.get("request_id") or uuid.uuid4().hex
+        request_id = wire.checked_id(options.get("request_id") or uuid.uuid4().hex)
         request = sample_request(image, prompt, n, request_id, self.run_id, **options)
 
         def start(request: pb.SampleRequest, seconds: float) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -97,6 +98,16 @@ def selector_message(policy: PolicySelector | None, run_id: str = "") -> pb.Poli
                 f"policy is {policy!r}, not exact(VERSION), at_least(VERSION), active_of(RUN) or None",
                 reason="POLICY_MALFORMED",
             )
+
+
+def checked_id(request_id: object) -> str:
+    """The id of a request, which travels in a header. Raises InvalidInput."""
+    if not isinstance(request_id, str) or not re.fullmatch(r"[!-~]{1,200}", request_id, re.ASCII):
+        raise InvalidInput(
+            f"request_id is {str(request_id)[:80]!a}: give at most 200 visible ASCII characters, without spaces",
+            reason="BAD_REQUEST_ID",
+        )
+    return request_id
 
 
 def version_number(version: Any) -> int:

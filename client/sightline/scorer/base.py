@@ -23,6 +23,7 @@ from sightline.scorer.wire import (
     embed_requests,
     image_message,
     score_request,
+    several,
     upload_batches,
     upload_outcomes,
     upload_pieces,
@@ -58,7 +59,7 @@ class BaseScorerClient(BaseClient):
     ) -> Flow[EmbedResult]:
         if isinstance(texts, str):
             raise InvalidInput("texts is one string: give a list of strings", reason="TEXTS_NOT_A_LIST")
-        sent_images, sent_texts = Sendable(images, image_message), Sendable(texts, checked_text)
+        sent_images, sent_texts = Sendable(several(images), image_message), Sendable(texts, checked_text)
         parts = []
         for request in embed_requests(sent_images, sent_texts, model=model, long_text=long_text, half=half):
             if not (request.images or request.texts) and (error := sent_images.first() or sent_texts.first()):
@@ -69,7 +70,7 @@ class BaseScorerClient(BaseClient):
 
     def _upload(self, images: Iterable[Image], timeout: float | None) -> Flow[list[ImageDigest | SightlineError]]:
         outcomes: list[ImageDigest | SightlineError] = []
-        sent = Sendable(images, image_bytes)
+        sent = Sendable(several(images), image_bytes)
         for contents in upload_batches(sent):
             digests = [digest_of(content) for content in contents]
             missing = yield from self._missing(list(dict.fromkeys(digests)), timeout)

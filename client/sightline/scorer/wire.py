@@ -92,6 +92,13 @@ def image_message(image: Image) -> pb.Image:
     return pb.Image(content=image_bytes(image, "bytes, a path, a Pillow picture, an ImageDigest or an ImageUri"))
 
 
+def several(images: Iterable[Image]) -> Iterable[Image]:
+    """The images. Raises InvalidInput if they are a single one."""
+    if isinstance(images, str | bytes | bytearray | memoryview) or not isinstance(images, Iterable):
+        raise InvalidInput(f"images is a {type(images).__name__}: give a list of images", reason="IMAGES_NOT_A_LIST")
+    return images
+
+
 def score_request(
     image: pb.Image, texts: Sequence[str], phrases: Sequence[Sequence[str]] | None, options: ScoreOptions
 ) -> pb.ScoreRequest:

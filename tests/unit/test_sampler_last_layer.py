@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from sightline.sampler.turns import user_turn
 from sightline_sampler.engines.local import selfcheck
-from sightline_sampler.engines.local.last_layer import LastLayer
+from sightline_sampler.engines.local.last_layer import NarrowLayer
 from sightline_sampler.engines.local.model import BaseModel, load_base
 from sightline_sampler.engines.local.prefill import ImageFeatures, Prefiller
 from sightline_sampler.engines.local.prompts import Prepared, PromptBuilder
@@ -74,7 +74,7 @@ def test_an_adapter_on_the_layer_keeps_its_bits(tmp_path: Path) -> None:
 
 
 def test_half_precision_and_layers_with_other_parts_stay_whole(tmp_path: Path) -> None:
-    assert LastLayer.of(loaded(tmp_path / "half", "llava", "bfloat16")) is None
+    assert NarrowLayer.of(loaded(tmp_path / "half", "llava", "bfloat16")) is None
     base = loaded(tmp_path / "other", "llava")
     base.model.get_decoder().layers[-1].mlp = torch.nn.Identity()
-    assert LastLayer.of(base) is None
+    assert NarrowLayer.of(base) is None

@@ -21,7 +21,7 @@ from sightline_sampler.engines.local.stems import MIN_ROWS
 _DENSE = ("gate_proj", "up_proj", "down_proj")
 
 
-class LastLayer:
+class NarrowLayer:
     """A decoder's last layer, changed in place; it is narrow only inside `narrow`.
 
     Args:
@@ -35,14 +35,14 @@ class LastLayer:
             self._wrap(module)
 
     @staticmethod
-    def of(base: BaseModel) -> LastLayer | None:
+    def of(base: BaseModel) -> NarrowLayer | None:
         """The model's; None if it may not be narrow, or has other parts."""
         if base.device.type != "cpu" or base.dtype != torch.float32 or not base.keeps_logits:
             return None
         layer = (getattr(base.model.get_decoder(), "layers", None) or [None])[-1]
         projects = [getattr(getattr(layer, "self_attn", None), name, None) for name in ("q_proj", "o_proj")]
         dense = all(hasattr(getattr(layer, "mlp", None), name) for name in _DENSE)
-        return LastLayer(layer) if dense and None not in projects else None
+        return NarrowLayer(layer) if dense and None not in projects else None
 
     @contextmanager
     def narrow(self) -> Iterator[None]:

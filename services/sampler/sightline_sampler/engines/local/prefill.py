@@ -19,7 +19,7 @@ from sightline_chassis.feature_cache import FeatureCache
 
 from sightline_sampler.engines.local.features import Encoded, Features
 from sightline_sampler.engines.local.kv import RowCache
-from sightline_sampler.engines.local.last_layer import LastLayer
+from sightline_sampler.engines.local.last_layer import NarrowLayer
 from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prompts import Prepared
 from sightline_sampler.engines.local.states import Kept, empty_cache, kept
@@ -67,7 +67,7 @@ class Prefiller:
         self._base = base
         self.features = features
         self.sharing: Features | None = None
-        self.last_layer: LastLayer | None = None
+        self.last_layer: NarrowLayer | None = None
         self.slot_bytes = self.row_bytes = 0
 
     def run(self, model: Any, prompts: Sequence[Prepared], vision_key: int) -> Prefix:

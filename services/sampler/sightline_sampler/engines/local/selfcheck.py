@@ -36,7 +36,7 @@ from sightline_sampler.engines.base import Conversation, SampleWork
 from sightline_sampler.engines.local import attention, teacher
 from sightline_sampler.engines.local.features import Features
 from sightline_sampler.engines.local.lane import Lane
-from sightline_sampler.engines.local.last_layer import LastLayer
+from sightline_sampler.engines.local.last_layer import NarrowLayer
 from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prefill import Prefiller, decoder_positions
 from sightline_sampler.engines.local.prompts import PromptBuilder
@@ -121,9 +121,9 @@ def _check(base: BaseModel, probes: list[TrialPrompt], prefiller: Prefiller) -> 
     )
 
 
-def _last_layer(base: BaseModel, prefiller: Prefiller, probes: Sequence[TrialPrompt]) -> LastLayer | None:
+def _last_layer(base: BaseModel, prefiller: Prefiller, probes: Sequence[TrialPrompt]) -> NarrowLayer | None:
     """The last layer, if leaving out what no logit needs changes no bit of the logits."""
-    layer = LastLayer.of(base)
+    layer = NarrowLayer.of(base)
     if layer is None:
         return None
     batches = [[probes[0].prepared, probes[1].prepared], *([probe.prepared] for probe in probes)]

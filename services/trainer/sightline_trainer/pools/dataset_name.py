@@ -12,7 +12,6 @@ image files, if it is not that of the file. A path that exists may have `?` in i
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -22,7 +21,7 @@ from sightline.errors import InvalidInput
 from sightline_trainer.places import split_query
 from sightline_trainer.pools.fields import Fields
 from sightline_trainer.pools.file_format import is_array, is_parquet
-from sightline_trainer.pools.folder import Folder
+from sightline_trainer.pools.folder import Folder, is_address
 from sightline_trainer.pools.lines import LinesPool
 from sightline_trainer.pools.llava import conversations
 from sightline_trainer.pools.pool import Pool
@@ -31,7 +30,6 @@ from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.row_gate import RowGate
 
 SCHEMES = ("llava", "datasets")
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _LIBRARYS = ("dataset_dict.json", "state.json", "*/*.parquet", "metadata.csv", "metadata.jsonl", "*.tar", "*.csv")
 """Files of a directory that the `datasets` library reads, by load_from_disk or as a dataset of its own."""
 
@@ -92,7 +90,7 @@ def open_pool(reference: str | Path, cache: Path | None = None, gate: RowGate | 
         InvalidInput: there is no such dataset, or a part of it can't be read; the message says what.
     """
     scheme, place, query = split_reference(str(reference))
-    if not place or _ADDRESS.match(place):
+    if not place or is_address(place):
         raise InvalidInput(
             f"{place!r} names no dataset on this machine: name a directory or file, downloaded before, or "
             "datasets:NAME?split=train",

@@ -126,9 +126,14 @@ class Folder:
         return real, facts
 
 
+def is_address(text: str) -> bool:
+    """Whether a text begins as `s3://` and `https://` do."""
+    return _ADDRESS.match(text) is not None
+
+
 def _no_path(name: str) -> str:
     """What a text is that cannot be a path, and what to do; "" if it may be one."""
-    if _ADDRESS.match(name):
+    if is_address(name):
         return "is an address, not a path: download the pictures, and give their paths"
     if len(name) > 255 and name.startswith(_BASE64):
         return "is base64: put data:image/png;base64, (or jpeg, webp, gif) before it, or store the file's bytes"

@@ -126,8 +126,8 @@ def _last_layer(base: BaseModel, prefiller: Prefiller, probes: Sequence[TrialPro
     layer = NarrowLayer.of(base)
     if layer is None:
         return None
-    batches = [[probes[0].prepared, probes[1].prepared], *([probe.prepared] for probe in probes)]
-    for prompts in batches:
+    for some in (probes[:2], *([probe] for probe in probes[1:])):  # the first two have one shape
+        prompts = [probe.prepared for probe in some]
         whole = prefiller.run(base.model, prompts, 0).logits
         with layer.narrow():
             narrow = prefiller.run(base.model, prompts, 0).logits
